@@ -1,0 +1,106 @@
+//! What clients ask of a machine, and what it answers.
+
+use crate::{Data, Errno, Extent};
+
+/// Chosen by whoever offers a request and given back in its [`Reply`]; the machine does not look into it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct RequestId(pub u32);
+
+/// One connection of one client, never used again after it has closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct ConnectionId(pub u32);
+
+/// Who a primary says it is: 128 bits chosen at random when the daemon starts, on the wire as 32 hexadecimal digits
+/// in the NBD metadata context `twinblock:primary=ID`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Identity(pub [u8; 16]);
+
+/// What is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Op {
+    /// Fill the data from the extent.
+    Read(Data),
+    /// Write the data to the extent.
+    Write {
+        /// What to write; as long as the extent.
+        data: Data,
+        /// Force unit access: durable before it is answered.
+        fua: bool,
+    },
+    /// Make the extent read as zeroes.
+    WriteZeroes {
+        /// The range may become a hole.
+        may_unmap: bool,
+        /// Fail with [`Errno::Unsupported`] rather than write zeroes out one by one.
+        fast: bool,
+        /// Durable before it is answered.
+        fua: bool,
+    },
+    /// Make durable what was answered before.
+    Flush,
+    /// Say whether the start of the extent is a hole, and how far that goes.
+    Status,
+}
+
+impl Op {
+    /// Whether the content of the disk may change.
+    #[must_use]
+    pub const fn is_modification(&self) -> bool {
+        matches!(self, Self::Write { .. } | Self::WriteZeroes { .. })
+    }
+}
+
+/// One request, or one piece of a longer one: at most *window* bytes, and not across a multiple of *window*. The piece
+/// is the atomic unit; barriers cover whole requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Request {
+    /// Comes back in the reply.
+    pub id: RequestId,
+    /// What to do.
+    pub op: Op,
+    /// Where. Empty for a flush.
+    pub extent: Extent,
+    /// This is the first (or only) piece of its request.
+    pub is_first: bool,
+    /// This is the last (or only) piece of its request.
+    pub is_last: bool,
+}
+
+impl Request {
+    /// A request that is one piece.
+    #[must_use]
+    pub const fn whole(id: RequestId, op: Op, extent: Extent) -> Self {
+        Self { id, op, extent, is_first: true, is_last: true }
+    }
+}
+
+/// What a request or a transfer brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Outcome {
+    /// It is done; a read has filled its data.
+    Done,
+    /// Answer to a status request: the first `length` bytes of the extent (at least 1, at most all) are alike.
+    Status {
+        /// They read as zeroes and take no space.
+        is_hole: bool,
+        /// How many bytes.
+        length: u64,
+    },
+}
+
+/// The answer to one [`Request`]. Every request that a machine has taken is answered exactly once; only then may its
+/// data be used for something else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Reply {
+    /// The request's.
+    pub id: RequestId,
+    /// What came of it.
+    pub result: Result<Outcome, Errno>,
+}

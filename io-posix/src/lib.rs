@@ -1,0 +1,1 @@
+//! Disks, sockets and an event loop on POSIX.

@@ -1,0 +1,1 @@
+//! Simulator, interop and benchmarks.
