@@ -44,6 +44,8 @@ mod time;
 pub use errno::Errno;
 pub use extent::Extent;
 pub use memory::{BufferIndex, Data, Memory, Pool, Windows};
-pub use operation::{ErrorCounters, ErrorKind, Event, Refused, ReplicaState, Stage, View};
+pub use operation::{
+    CommandId, Device, ErrorCounters, ErrorKind, Event, Notice, Output, Refused, ReplicaState, Stage, View,
+};
 pub use request::{ConnectionId, Identity, Op, Outcome, Reply, Request, RequestId};
 pub use time::Micros;

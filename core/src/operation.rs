@@ -1,4 +1,7 @@
-//! Words that both machines share: stages, errors by kind, events, refusals.
+//! Words that both machines share: stages, errors by kind, events, refusals, outputs.
+
+use crate::block::Transfer;
+use crate::{ConnectionId, Data, Reply};
 
 /// Where a volume stands. The moves are `None → Running → Failover → Done`, `Failover → FailoverFailed → Failover`
 /// and `Running → Done`.
@@ -186,4 +189,82 @@ pub enum Refused {
     TimedOut,
     /// Emptying the buffer failed.
     Failed,
+}
+
+/// Names an operation that a manager asked for; comes back with its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct CommandId(pub u32);
+
+/// What a machine says to others than its clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Notice {
+    /// An operation has ended.
+    Answer(CommandId, Result<(), Refused>),
+    /// Close this connection: another one of the same primary takes its place.
+    Close(ConnectionId),
+    /// Something that the manager may want to hear.
+    Event(Event),
+}
+
+/// Which of a machine's devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Device {
+    /// The primary or secondary disk.
+    Disk,
+    /// The secondary's disk buffer.
+    Buffer,
+    /// One of the primary's replicas.
+    Replica(u8),
+}
+
+/// What a machine wants done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Output {
+    /// Start this transfer; offer its completion.
+    Transfer(Device, Transfer),
+    /// Fill this data with zeroes, now; nothing is offered in return.
+    Fill(Data),
+    /// Answer this request.
+    Reply(Reply),
+    /// Tell the manager, or close a connection.
+    Notice(Notice),
+}
+
+/// Notices that wait to be polled. Answers and closings always find room; an event that finds none is dropped, as
+/// what it tells can be asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Notices(heapless::Deque<Notice, 32>);
+
+impl Notices {
+    /// Places that events leave free.
+    const RESERVE: usize = 16;
+
+    pub(crate) fn answer(&mut self, command: CommandId, result: Result<(), Refused>) {
+        let kept = self.0.push_back(Notice::Answer(command, result));
+        debug_assert!(kept.is_ok(), "at most one operation is pending, and none is taken while many wait");
+    }
+
+    pub(crate) fn close(&mut self, connection: ConnectionId) {
+        // One that finds no room is asked for again by the next request that waits for it.
+        let _ = self.0.push_back(Notice::Close(connection));
+    }
+
+    pub(crate) fn event(&mut self, event: Event) {
+        if self.0.len() + Self::RESERVE < self.0.capacity() {
+            let _ = self.0.push_back(Notice::Event(event));
+        }
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<Notice> {
+        self.0.pop_front()
+    }
+
+    /// Whether another operation may be taken.
+    pub(crate) fn has_room(&self) -> bool {
+        self.0.len() < self.0.capacity() - 4
+    }
 }

@@ -59,11 +59,7 @@ impl<T> Slot<T> {
     /// A free place; an array of these is handed to [`Table::new`].
     pub const FREE: Self = Self {
         work: None,
-        access: Access {
-            extent: Extent { offset: 0, length: 0 },
-            is_read: true,
-            passes_exempt: false,
-        },
+        access: Access { extent: Extent { offset: 0, length: 0 }, is_read: true, passes_exempt: false },
         generation: 0,
         blockers: 0,
         previous: NONE,
