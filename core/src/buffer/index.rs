@@ -222,6 +222,19 @@ struct Plan {
 /// * when full: [`Index::set`] refuses with [`Full`] and changes nothing, as if no slot were free;
 /// * a larger one buys more separate ranges between two checkpoints, zeroes above all; it is of no use beyond one run for
 ///   each slot where zeroes are rare.
+///
+/// ```
+/// use twinblock_core::buffer::index::{Index, Node, Place};
+/// let mut nodes = [Node::EMPTY; Index::nodes_for(100)];
+/// let mut index = Index::new(&mut nodes);
+/// index.set(10, 4, Place::Slot(0)).unwrap();
+/// index.set(14, 2, Place::Zeroes).unwrap();
+/// let found = index.lookup(11, 64);
+/// assert_eq!((found.place, found.count), (Place::Slot(1), 3));
+/// assert_eq!(index.lookup(0, 64).count, 10);
+/// index.clear();
+/// assert_eq!(index.next_present(0), None);
+/// ```
 #[derive(Debug)]
 pub struct Index<'m> {
     nodes: &'m mut [Node],

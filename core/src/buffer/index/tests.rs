@@ -170,7 +170,7 @@ fn compare_with_oracle(steps: &[Step], universe: u64, node_count: usize) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn random_sets_give_what_a_map_of_granules_gives(steps in steps(300, 12)) {

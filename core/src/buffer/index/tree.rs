@@ -186,7 +186,7 @@ impl Index<'_> {
         if left_len + right_len <= ENTRIES_MAX {
             left.entries[left_len..left_len + right_len].copy_from_slice(&right.entries[..right_len]);
             left.len += right.len;
-
+            left.next = right.next;
             self.give_node_back(right_number);
             self.node_mut(parent).remove_at(right_position);
             return true;
