@@ -25,6 +25,7 @@ extern crate std;
 pub mod bitmap;
 pub mod block;
 pub mod buffer;
+mod connection;
 pub mod control;
 pub mod driver;
 mod errno;
@@ -41,6 +42,7 @@ mod request;
 pub mod secondary;
 mod time;
 
+pub use connection::Connection;
 pub use errno::Errno;
 pub use extent::Extent;
 pub use memory::{BufferIndex, Data, Memory, Pool, Windows};

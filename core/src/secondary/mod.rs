@@ -38,18 +38,18 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-pub use claim::Connection;
+pub use claim::{Client, Connection};
 pub use entry::Work;
 
 use crate::block::{Capabilities, Completion, Geometry, Transfer};
 use crate::buffer::{Buffer, index::Node};
+use crate::connection::Connections;
 use crate::operation::Notices;
 use crate::order::{Access, EntryIndex, Slot, Table};
 use crate::{
     BufferIndex, CommandId, ConnectionId, Device, Errno, ErrorCounters, ErrorKind, Event, Extent, Identity,
     Micros, Outcome, Output, Refused, Reply, Request, Stage, View,
 };
-use claim::Connections;
 use entry::{Origin, Phase};
 use state::State;
 
@@ -212,7 +212,7 @@ pub struct Secondary<'m> {
     disk: Geometry,
     table: Table<'m, Work>,
     buffer: Buffer<'m>,
-    connections: Connections<'m>,
+    connections: Connections<'m, Client>,
     state: State,
     pending: Option<operation::Pending>,
     epoch: u64,
@@ -354,7 +354,9 @@ impl<'m> Secondary<'m> {
     pub fn handle_input(&mut self, now: Micros, input: Input) -> Result<(), Refused> {
         self.now = self.now.max(now);
         match input {
-            Input::Opened { connection, port, identity } => self.connections.open(connection, port, identity),
+            Input::Opened { connection, port, identity } => {
+                self.connections.open(connection, Client { port, identity })
+            }
             Input::Closed { connection, is_clean } => self.close(connection, is_clean),
             Input::Request(connection, request) => self.take(connection, &request),
             Input::Completed(device, completion) => self.complete(device, &completion),
@@ -411,7 +413,7 @@ impl<'m> Secondary<'m> {
 
     /// Takes a piece in.
     fn take(&mut self, connection: ConnectionId, request: &Request) -> Result<(), Refused> {
-        let port = self.connections.port(connection).ok_or(Refused::Stale)?;
+        let port = self.connections.find(connection).ok_or(Refused::Stale)?.about.port;
         self.check_request(request)?;
         let (origin, taken, limit) = match port {
             Port::Replication => {

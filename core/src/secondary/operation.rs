@@ -6,7 +6,8 @@
 
 use super::entry::Phase;
 use super::state::{Claim, Running, State};
-use super::{Command, Secondary};
+use super::{Client, Command, Port, Secondary};
+use crate::connection::Open;
 use crate::{CommandId, ConnectionId, Errno, Event, Identity, Refused, Stage, View};
 
 /// The operation for which the barrier is up.
@@ -68,7 +69,7 @@ impl Secondary<'_> {
             (Command::Prepare { epoch, claim, modifications }, Stage::Running) => {
                 self.check_epoch(epoch)?;
                 let connection = self.claimant(claim)?;
-                if self.connections.modifications(connection) > modifications {
+                if self.received(connection) > modifications {
                     return Err(Refused::WrongCount);
                 }
                 if is_behind { Err(Refused::Missing) } else { self.check_not_pending() }
@@ -116,9 +117,20 @@ impl Secondary<'_> {
         let running = self.state.running().ok_or(Refused::NotRunning)?;
         match running.claim {
             Claim::Held { connection, identity } if identity == Some(claim) => Ok(connection),
-            Claim::Free => self.connections.with_identity(claim).ok_or(Refused::OtherClaim),
+            Claim::Free => {
+                let is_it = |open: &&Open<Client>| {
+                    open.about.port == Port::Replication && open.about.identity == Some(claim)
+                };
+                let found = self.connections.iter().find(is_it);
+                found.map(|open| open.connection).ok_or(Refused::OtherClaim)
+            }
             Claim::Held { .. } | Claim::Ending { .. } => Err(Refused::OtherClaim),
         }
+    }
+
+    /// Modifications received on a connection.
+    fn received(&self, connection: ConnectionId) -> u64 {
+        self.connections.find(connection).map_or(0, |open| open.modifications)
     }
 
     fn raise(&mut self, command: CommandId, purpose: Purpose) {
@@ -172,7 +184,7 @@ impl Secondary<'_> {
         }
         let result = match pending.purpose {
             Purpose::Prepare { connection, modifications, .. }
-                if self.connections.modifications(connection) < modifications =>
+                if self.received(connection) < modifications =>
             {
                 return false;
             }
@@ -215,7 +227,7 @@ impl Secondary<'_> {
         if self.is_behind() {
             return Err(Refused::Missing);
         }
-        if self.connections.modifications(connection) != modifications {
+        if self.received(connection) != modifications {
             return Err(Refused::WrongCount);
         }
         let running = self.state.running_mut().ok_or(Refused::NotRunning)?;

@@ -1,0 +1,74 @@
+//! The connections of a machine's clients: who is there, and whose modifications have come whole.
+
+use crate::{ConnectionId, Refused, Request};
+
+/// One connection of a client, with what a machine remembers of it; an array of these is borrowed by the machine.
+///
+/// Capacity: unit connections of all of a machine's exports together; one place each; a primary, its successor and two
+/// guests take 4; when all are taken another one is refused with [`Refused::NoRoom`]; more places admit more clients.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Connection<T>(Option<Open<T>>);
+
+impl<T> Connection<T> {
+    /// A free place.
+    pub const FREE: Self = Self(None);
+}
+
+/// What is known of an open connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Open<T> {
+    pub(crate) connection: ConnectionId,
+    pub(crate) about: T,
+    /// Modifications received, whole requests.
+    pub(crate) modifications: u64,
+    /// Modifications whose last piece has not been received.
+    unfinished: u16,
+}
+
+#[derive(Debug)]
+pub(crate) struct Connections<'m, T>(&'m mut [Connection<T>]);
+
+impl<'m, T: Copy> Connections<'m, T> {
+    pub(crate) fn new(places: &'m mut [Connection<T>]) -> Self {
+        places.fill(Connection::FREE);
+        Self(places)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Open<T>> {
+        self.0.iter().filter_map(|place| place.0.as_ref())
+    }
+
+    pub(crate) fn find(&self, connection: ConnectionId) -> Option<&Open<T>> {
+        self.iter().find(|open| open.connection == connection)
+    }
+
+    pub(crate) fn open(&mut self, connection: ConnectionId, about: T) -> Result<(), Refused> {
+        if self.find(connection).is_some() {
+            return Err(Refused::Stale);
+        }
+        let place = self.0.iter_mut().find(|place| place.0.is_none()).ok_or(Refused::NoRoom)?;
+        place.0 = Some(Open { connection, about, modifications: 0, unfinished: 0 });
+        Ok(())
+    }
+
+    pub(crate) fn remove(&mut self, connection: ConnectionId) -> Option<Open<T>> {
+        let is_it =
+            |place: &&mut Connection<T>| place.0.as_ref().is_some_and(|open| open.connection == connection);
+        self.0.iter_mut().find(is_it)?.0.take()
+    }
+
+    /// Counts a piece of a modification.
+    pub(crate) fn count(&mut self, connection: ConnectionId, request: &Request) {
+        let mut open = self.0.iter_mut().filter_map(|place| place.0.as_mut());
+        if let Some(open) = open.find(|open| open.connection == connection) {
+            open.modifications += u64::from(request.is_first);
+            open.unfinished += u16::from(request.is_first);
+            open.unfinished = open.unfinished.saturating_sub(u16::from(request.is_last));
+        }
+    }
+
+    /// Whether the last piece of some modification is still to come.
+    pub(crate) fn has_unfinished(&self) -> bool {
+        self.iter().any(|open| open.unfinished != 0)
+    }
+}
