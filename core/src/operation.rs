@@ -181,6 +181,8 @@ pub enum Refused {
         /// Size of the other disk.
         there_bytes: u64,
     },
+    /// Manager: the replica takes no modifications, or its blocks are larger than those of the primary's export.
+    Unsuitable,
     /// Manager: the table of replicas is full.
     NoRoom,
     /// Manager: no replica, or no volume, of that name.

@@ -1,6 +1,6 @@
 //! What clients ask of a machine, and what it answers.
 
-use crate::{Data, Errno, Extent};
+use crate::{Data, Errno, Extent, Refused};
 
 /// Chosen by whoever offers a request and given back in its [`Reply`]; the machine does not look into it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -76,6 +76,24 @@ impl Request {
     #[must_use]
     pub const fn whole(id: RequestId, op: Op, extent: Extent) -> Self {
         Self { id, op, extent, is_first: true, is_last: true }
+    }
+
+    /// Whether a volume of `size_bytes` in blocks of `block_bytes` can take it as one piece of at most `window_bytes`
+    /// (a power of two). A status request may be longer.
+    pub(crate) fn check(&self, size_bytes: u64, block_bytes: u32, window_bytes: u32) -> Result<(), Refused> {
+        let Extent { offset, length } = self.extent;
+        let end = offset.checked_add(length).ok_or(Refused::BadRequest)?;
+        let block = u64::from(block_bytes.max(1));
+        let window = u64::from(window_bytes);
+        let is_one_piece = length != 0 && length <= window && offset / window == (end - 1) / window;
+        let is_sound = match self.op {
+            Op::Read(data) | Op::Write { data, .. } => is_one_piece && u64::from(data.length) == length,
+            Op::WriteZeroes { .. } => is_one_piece,
+            Op::Flush => length == 0,
+            Op::Status => length != 0,
+        };
+        let is_aligned = offset.is_multiple_of(block) && length.is_multiple_of(block);
+        if is_sound && is_aligned && end <= size_bytes { Ok(()) } else { Err(Refused::BadRequest) }
     }
 }
 

@@ -33,7 +33,7 @@ impl Oracle {
 fn check_invariants(bitmap: &Bitmap<'_>) {
     let mut below: Vec<u64> = bitmap.words[..bitmap.starts[1]].to_vec();
     assert_eq!(below.iter().map(|word| u64::from(word.count_ones())).sum::<u64>(), bitmap.count(), "M3");
-    if let Some(last) = below.last().filter(|_| bitmap.bits % 64 != 0) {
+    if let Some(last) = below.last().filter(|_| !bitmap.bits.is_multiple_of(64)) {
         assert_eq!(last >> (bitmap.bits % 64), 0, "M2");
     }
     for level in 1..LEVELS_MAX {

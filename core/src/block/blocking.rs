@@ -86,7 +86,7 @@ pub trait BlockingDisk {
         let mut offset = extent.offset;
         while offset < extent.end() {
             let length = (extent.end() - offset).min(ZEROES_BYTES as u64);
-            if length % u64::from(self.block_bytes().max(1)) != 0 {
+            if !length.is_multiple_of(u64::from(self.block_bytes().max(1))) {
                 return Err(Errno::Unsupported);
             }
             self.write(offset, ZEROES.get(..length as usize).unwrap_or(&ZEROES))?;

@@ -262,13 +262,14 @@ impl<'m> Secondary<'m> {
         storage: Storage<'m>,
     ) -> Result<Self, ConfigError> {
         check_config(&config, &disk, &buffer, &storage)?;
+        let Storage { table, nodes, connections } = storage;
         let slots = (buffer.size_bytes / u64::from(config.granule_bytes)).min(u64::from(u32::MAX - 1)) as u32;
         Ok(Self {
             config,
             disk,
-            table: Table::new(storage.table),
-            buffer: Buffer::new(storage.nodes, config.granule_bytes, disk.size_bytes, slots),
-            connections: Connections::new(storage.connections),
+            table: Table::new(table),
+            buffer: Buffer::new(nodes, config.granule_bytes, disk.size_bytes, slots),
+            connections: Connections::new(connections),
             state: State::None,
             pending: None,
             epoch: 0,
@@ -414,7 +415,7 @@ impl<'m> Secondary<'m> {
     /// Takes a piece in.
     fn take(&mut self, connection: ConnectionId, request: &Request) -> Result<(), Refused> {
         let port = self.connections.find(connection).ok_or(Refused::Stale)?.about.port;
-        self.check_request(request)?;
+        request.check(self.disk.size_bytes, self.disk.block_bytes, self.config.window_bytes)?;
         let (origin, taken, limit) = match port {
             Port::Replication => {
                 (Origin::Replication, self.counts.replication, self.config.replication_requests)
@@ -443,29 +444,6 @@ impl<'m> Secondary<'m> {
         let index = self.table.insert(access, work)?;
         *self.counts.of(work.origin) += 1;
         Some(index)
-    }
-
-    fn check_request(&self, request: &Request) -> Result<(), Refused> {
-        let Extent { offset, length } = request.extent;
-        let window = u64::from(self.config.window_bytes);
-        let block = u64::from(self.disk.block_bytes.max(1));
-        let (data_length, limit) = match request.op {
-            crate::Op::Read(data) | crate::Op::Write { data, .. } => (u64::from(data.length), window),
-            crate::Op::WriteZeroes { .. } => (length, window),
-            crate::Op::Flush => (0, 0),
-            crate::Op::Status => (length, u64::MAX),
-        };
-        let is_flush = matches!(request.op, crate::Op::Flush);
-        let end = offset.checked_add(length).ok_or(Refused::BadRequest)?;
-        let is_within = end <= self.disk.size_bytes && (is_flush || length != 0);
-        let is_aligned = offset.is_multiple_of(block) && length.is_multiple_of(block);
-        let is_one_piece =
-            length <= limit && (limit == u64::MAX || is_flush || offset / window == (end - 1) / window);
-        if is_within && is_aligned && is_one_piece && data_length == length {
-            Ok(())
-        } else {
-            Err(Refused::BadRequest)
-        }
     }
 
     /// One step of the entry at the front of the run queue.

@@ -1,0 +1,494 @@
+//! The checkpoint of a pair as one act, over all volumes of a primary node.
+//!
+//! Source: SEMANTICS.md of this project, "The checkpoint of a pair".
+//!
+//! ```text
+//!   Idle ──▶ Barrier ──────▶ Ask ───────▶ Prepare ──────▶ Commit ──────▶ Idle
+//!            every volume    epochs that  every replica   every one      barriers released,
+//!            stands still    are unknown  that is fit     that prepared  the manager answered
+//! ```
+//!
+//! Any refusal before the first commit, and no answer within the time-out, ends it without a checkpoint: the barriers
+//! are released and writes go on. A commit without an answer leaves that replica's epoch unknown: it is asked for
+//! before the next checkpoint, never guessed.
+//!
+//! # Invariants
+//! * C1: no commit is sent before every fit replica has prepared.
+//! * C2: every barrier that was raised is released exactly once.
+//! * C3: a command is answered exactly once.
+
+use crate::{CommandId, Micros, Refused, ReplicaState};
+
+/// One of the node's volumes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct VolumeIndex(pub u16);
+
+/// One replica with a control address: a place among the members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct MemberIndex(pub u16);
+
+/// A place for one of the node's volumes; an array of these is borrowed.
+///
+/// Capacity: unit volumes; one place each; a machine with two disks takes 2; further volumes cannot be enrolled; more
+/// places let more volumes share a barrier.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Volume(VolumeStep);
+
+impl Volume {
+    /// A free place.
+    pub const FREE: Self = Self(VolumeStep::Out);
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+enum VolumeStep {
+    /// Takes no part.
+    #[default]
+    Out,
+    /// Its barrier is to be raised.
+    Raise,
+    /// Its barrier was asked for.
+    Raised,
+    /// Its barrier is reached.
+    Reached,
+    /// Its barrier is to be released.
+    Release { is_checkpoint: bool },
+}
+
+/// A place for one replica whose control address is known; an array of these is borrowed.
+///
+/// Capacity: unit replicas over all volumes; one place each; two disks with one standby take 2; further replicas take no
+/// part in checkpoints; more places let more take part.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Member(Option<MemberState>);
+
+impl Member {
+    /// A free place.
+    pub const FREE: Self = Self(None);
+}
+
+#[derive(Clone, Copy, Debug)]
+struct MemberState {
+    volume: VolumeIndex,
+    replica: ReplicaState,
+    /// The replica's epoch, if it is known.
+    epoch: Option<u64>,
+    step: MemberStep,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum MemberStep {
+    /// Takes no part.
+    Out,
+    /// It is behind or not reachable; the manager is to hear of it.
+    LeftOut,
+    /// The question of this phase is to be sent.
+    Send,
+    /// The question was sent.
+    Sent,
+    /// The question was answered well.
+    Answered,
+}
+
+/// What is offered to a [`Coordinator`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// Take a checkpoint of the volumes that are enrolled.
+    Begin {
+        /// Comes back in the answer.
+        command: CommandId,
+        /// A buffer is full: do not wait for the rest of long requests.
+        is_urgent: bool,
+    },
+    /// A barrier is reached, or was refused.
+    Barrier(VolumeIndex, Result<(), Refused>),
+    /// A replica's epoch.
+    Epoch(MemberIndex, Result<u64, Refused>),
+    /// A replica has prepared, or refused.
+    Prepared(MemberIndex, Result<(), Refused>),
+    /// A replica has committed, or refused.
+    Committed(MemberIndex, Result<(), Refused>),
+    /// A replica's state has changed.
+    Replica(MemberIndex, ReplicaState),
+}
+
+/// What a [`Coordinator`] wants done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Raise the barrier of a volume; offer its answer.
+    Barrier {
+        /// Which volume.
+        volume: VolumeIndex,
+        /// Without waiting for the rest of long requests.
+        is_urgent: bool,
+    },
+    /// Release the barrier of a volume.
+    Release {
+        /// Which volume.
+        volume: VolumeIndex,
+        /// A checkpoint was taken.
+        is_checkpoint: bool,
+    },
+    /// Ask a replica for its epoch; offer the answer.
+    AskEpoch(MemberIndex),
+    /// Ask a replica to prepare, with the number of modifications sent to it; offer the answer.
+    Prepare {
+        /// Which replica.
+        member: MemberIndex,
+        /// Its epoch that shall end.
+        epoch: u64,
+    },
+    /// Tell a replica to commit; offer the answer.
+    Commit {
+        /// Which replica.
+        member: MemberIndex,
+        /// As prepared.
+        epoch: u64,
+    },
+    /// This replica is behind or not reachable, and is left out.
+    LeftOut(MemberIndex),
+    /// This replica says that it misses something: it is behind.
+    Missing(MemberIndex),
+    /// The checkpoint was taken, or why not.
+    Answer(CommandId, Result<(), Failure>),
+}
+
+/// Why a checkpoint was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What was refused.
+    pub refused: Refused,
+    /// By which replica, if it was one.
+    pub member: Option<MemberIndex>,
+    /// By which volume, if it was one.
+    pub volume: Option<VolumeIndex>,
+}
+
+/// Where a checkpoint stands.
+#[derive(Clone, Copy, Debug)]
+enum State {
+    Idle,
+    Barrier(Running),
+    Ask(Running),
+    Prepare(Running),
+    Commit(Running),
+    /// Barriers are being released; the answer comes last.
+    Ending {
+        command: CommandId,
+        result: Result<(), Failure>,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Running {
+    command: CommandId,
+    is_urgent: bool,
+    deadline: Micros,
+}
+
+/// Takes checkpoints of pairs. Offer inputs, poll outputs until `None`.
+#[derive(Debug)]
+pub struct Coordinator<'m> {
+    volumes: &'m mut [Volume],
+    members: &'m mut [Member],
+    state: State,
+    timeout: Micros,
+    missing: Option<MemberIndex>,
+}
+
+impl<'m> Coordinator<'m> {
+    /// A coordinator that gives a checkpoint up after `timeout`.
+    #[must_use]
+    pub fn new(volumes: &'m mut [Volume], members: &'m mut [Member], timeout: Micros) -> Self {
+        volumes.fill(Volume::FREE);
+        members.fill(Member::FREE);
+        Self { volumes, members, state: State::Idle, timeout, missing: None }
+    }
+
+    /// Whether a checkpoint is under way.
+    #[must_use]
+    pub const fn is_busy(&self) -> bool {
+        !matches!(self.state, State::Idle)
+    }
+
+    /// Adds a replica of a volume; its state is offered by [`Input::Replica`].
+    ///
+    /// # Errors
+    /// [`Refused::NoRoom`].
+    pub fn add_member(&mut self, volume: VolumeIndex) -> Result<MemberIndex, Refused> {
+        let free = self.members.iter().position(|member| member.0.is_none()).ok_or(Refused::NoRoom)?;
+        let state =
+            MemberState { volume, replica: ReplicaState::Disconnected, epoch: None, step: MemberStep::Out };
+        self.members[free].0 = Some(state);
+        Ok(MemberIndex(free as u16))
+    }
+
+    /// Takes a replica out.
+    pub fn remove_member(&mut self, member: MemberIndex) {
+        if let Some(place) = self.members.get_mut(usize::from(member.0)) {
+            place.0 = None;
+        }
+    }
+
+    /// The control link to a replica was lost: its epoch is asked for anew.
+    pub fn forget_epoch(&mut self, member: MemberIndex) {
+        if let Some(state) = self.member_mut(member) {
+            state.epoch = None;
+        }
+    }
+
+    /// Lets a volume take part in the next checkpoint, or not.
+    ///
+    /// # Errors
+    /// [`Refused::NoRoom`] if there is no such place, [`Refused::InProgress`] while a checkpoint is under way.
+    pub fn enrol(&mut self, volume: VolumeIndex, is_in: bool) -> Result<(), Refused> {
+        if self.is_busy() {
+            return Err(Refused::InProgress);
+        }
+        let place = self.volumes.get_mut(usize::from(volume.0)).ok_or(Refused::NoRoom)?;
+        place.0 = if is_in { VolumeStep::Raise } else { VolumeStep::Out };
+        Ok(())
+    }
+
+    fn member_mut(&mut self, member: MemberIndex) -> Option<&mut MemberState> {
+        self.members.get_mut(usize::from(member.0))?.0.as_mut()
+    }
+
+    /// When [`Coordinator::handle_timeout`] is due.
+    #[must_use]
+    pub const fn poll_timeout(&self) -> Option<Micros> {
+        match self.state {
+            State::Barrier(running)
+            | State::Ask(running)
+            | State::Prepare(running)
+            | State::Commit(running) => Some(running.deadline),
+            State::Idle | State::Ending { .. } => None,
+        }
+    }
+
+    /// Gives up what has taken too long.
+    pub fn handle_timeout(&mut self, now: Micros) {
+        if self.poll_timeout().is_some_and(|due| due <= now) {
+            self.fail(Refused::TimedOut, None, None);
+        }
+    }
+
+    /// Offers one input. Work is bounded by the number of volumes and members.
+    ///
+    /// # Errors
+    /// [`Refused::InProgress`] to another begin, [`Refused::Stale`] to an answer that nothing was asked for.
+    pub fn handle_input(&mut self, now: Micros, input: Input) -> Result<(), Refused> {
+        match (input, self.state) {
+            (Input::Begin { .. }, state) if !matches!(state, State::Idle) => Err(Refused::InProgress),
+            (Input::Begin { command, is_urgent }, _) => {
+                let deadline = now.after(self.timeout);
+                self.state = State::Barrier(Running { command, is_urgent, deadline });
+                Ok(())
+            }
+            (Input::Replica(member, replica), _) => {
+                self.member_mut(member).ok_or(Refused::Stale)?.replica = replica;
+                Ok(())
+            }
+            (Input::Barrier(volume, result), State::Barrier(_)) => self.barrier(volume, result),
+            (Input::Epoch(member, result), State::Ask(_)) => {
+                let epoch = result.ok();
+                self.member_mut(member).ok_or(Refused::Stale)?.epoch = epoch;
+                self.answered(member, result.map(|_| ()))
+            }
+            (Input::Prepared(member, result), State::Prepare(_)) => self.answered(member, result),
+            (Input::Committed(member, result), State::Commit(_)) => {
+                let state = self.member_mut(member).ok_or(Refused::Stale)?;
+                state.epoch = state.epoch.filter(|_| result.is_ok()).map(|epoch| epoch.wrapping_add(1));
+                self.answered(member, result)
+            }
+            _ => Err(Refused::Stale),
+        }
+    }
+
+    fn barrier(&mut self, volume: VolumeIndex, result: Result<(), Refused>) -> Result<(), Refused> {
+        let place = self.volumes.get_mut(usize::from(volume.0)).ok_or(Refused::Stale)?;
+        if place.0 != VolumeStep::Raised {
+            return Err(Refused::Stale);
+        }
+        match result {
+            Ok(()) => place.0 = VolumeStep::Reached,
+            Err(refused) => {
+                place.0 = VolumeStep::Out;
+                self.fail(refused, None, Some(volume));
+            }
+        }
+        Ok(())
+    }
+
+    fn answered(&mut self, member: MemberIndex, result: Result<(), Refused>) -> Result<(), Refused> {
+        let state = self.member_mut(member).ok_or(Refused::Stale)?;
+        if state.step != MemberStep::Sent {
+            return Err(Refused::Stale);
+        }
+        match result {
+            Ok(()) => state.step = MemberStep::Answered,
+            Err(refused) => {
+                if matches!(refused, Refused::StaleEpoch { .. } | Refused::TimedOut) {
+                    state.epoch = None;
+                }
+                if refused == Refused::Missing {
+                    self.missing = Some(member);
+                }
+                self.fail(refused, Some(member), None);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends it without a checkpoint. What was told to commit and has not answered has an unknown epoch.
+    fn fail(&mut self, refused: Refused, member: Option<MemberIndex>, volume: Option<VolumeIndex>) {
+        let is_committing = matches!(self.state, State::Commit(_));
+        for state in self.members.iter_mut().filter_map(|member| member.0.as_mut()) {
+            if is_committing && state.step == MemberStep::Sent {
+                state.epoch = None;
+            }
+        }
+        self.end(Err(Failure { refused, member, volume }));
+    }
+
+    fn end(&mut self, result: Result<(), Failure>) {
+        let (State::Barrier(running)
+        | State::Ask(running)
+        | State::Prepare(running)
+        | State::Commit(running)) = self.state
+        else {
+            return;
+        };
+        for volume in self.volumes.iter_mut() {
+            volume.0 = match volume.0 {
+                VolumeStep::Raised | VolumeStep::Reached => {
+                    VolumeStep::Release { is_checkpoint: result.is_ok() }
+                }
+                _ => VolumeStep::Out,
+            };
+        }
+        for state in self.members.iter_mut().filter_map(|member| member.0.as_mut()) {
+            state.step = MemberStep::Out;
+        }
+        self.state = State::Ending { command: running.command, result };
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        loop {
+            if let Some(member) = self.missing.take() {
+                return Some(Output::Missing(member));
+            }
+            match self.state {
+                State::Idle => return None,
+                State::Barrier(running) => {
+                    if let Some(volume) = self.next_volume(VolumeStep::Raise, VolumeStep::Raised) {
+                        return Some(Output::Barrier { volume, is_urgent: running.is_urgent });
+                    }
+                    if self.volumes.iter().any(|volume| volume.0 == VolumeStep::Raised) {
+                        return None;
+                    }
+                    self.choose(running);
+                }
+                State::Ask(running) => {
+                    if let Some(member) = self.next_member(MemberStep::LeftOut, MemberStep::Out) {
+                        return Some(Output::LeftOut(member));
+                    }
+                    if let Some(member) = self.next_member(MemberStep::Send, MemberStep::Sent) {
+                        if self.member_mut(member).is_some_and(|state| state.epoch.is_none()) {
+                            return Some(Output::AskEpoch(member));
+                        }
+                        let _ = self.answered(member, Ok(()));
+                        continue;
+                    }
+                    self.advance(running, State::Prepare)?;
+                }
+                State::Prepare(running) => {
+                    if let Some((member, epoch)) = self.next_question() {
+                        return Some(Output::Prepare { member, epoch });
+                    }
+                    self.advance(running, State::Commit)?;
+                }
+                State::Commit(_) => {
+                    if let Some((member, epoch)) = self.next_question() {
+                        return Some(Output::Commit { member, epoch });
+                    }
+                    if self.is_waiting() {
+                        return None;
+                    }
+                    self.end(Ok(()));
+                }
+                State::Ending { command, result } => {
+                    let is_checkpoint = result.is_ok();
+                    let release = VolumeStep::Release { is_checkpoint };
+                    if let Some(volume) = self.next_volume(release, VolumeStep::Out) {
+                        return Some(Output::Release { volume, is_checkpoint });
+                    }
+                    self.state = State::Idle;
+                    return Some(Output::Answer(command, result));
+                }
+            }
+        }
+    }
+
+    /// Every volume stands still: which replicas take part? With none at all known the barrier is all there is to do;
+    /// with some known and none fit there is no checkpoint.
+    fn choose(&mut self, running: Running) {
+        let volumes = &*self.volumes;
+        let is_in = |volume: VolumeIndex| {
+            volumes.get(usize::from(volume.0)).is_some_and(|place| place.0 == VolumeStep::Reached)
+        };
+        let (mut known, mut fit) = (0, 0);
+        for state in self.members.iter_mut().filter_map(|member| member.0.as_mut()) {
+            state.step = match state.replica {
+                _ if !is_in(state.volume) => MemberStep::Out,
+                ReplicaState::Current => MemberStep::Send,
+                ReplicaState::Behind | ReplicaState::Disconnected => MemberStep::LeftOut,
+            };
+            known += u32::from(state.step != MemberStep::Out);
+            fit += u32::from(state.step == MemberStep::Send);
+        }
+        if known != 0 && fit == 0 {
+            self.fail(Refused::NoReplica, None, None);
+        } else {
+            self.state = State::Ask(running);
+        }
+    }
+
+    /// Goes on to the next phase when every question of this one was answered; `None` until then.
+    fn advance(&mut self, running: Running, next: impl Fn(Running) -> State) -> Option<()> {
+        if self.is_waiting() {
+            return None;
+        }
+        for state in self.members.iter_mut().filter_map(|member| member.0.as_mut()) {
+            if state.step == MemberStep::Answered {
+                state.step = MemberStep::Send;
+            }
+        }
+        self.state = next(running);
+        Some(())
+    }
+
+    fn is_waiting(&self) -> bool {
+        self.members.iter().filter_map(|member| member.0.as_ref()).any(|state| state.step == MemberStep::Sent)
+    }
+
+    fn next_volume(&mut self, from: VolumeStep, to: VolumeStep) -> Option<VolumeIndex> {
+        let place = self.volumes.iter().position(|volume| volume.0 == from)?;
+        self.volumes[place].0 = to;
+        Some(VolumeIndex(place as u16))
+    }
+
+    fn next_member(&mut self, from: MemberStep, to: MemberStep) -> Option<MemberIndex> {
+        let is_it = |member: &Member| member.0.is_some_and(|state| state.step == from);
+        let place = self.members.iter().position(is_it)?;
+        self.members[place].0.as_mut()?.step = to;
+        Some(MemberIndex(place as u16))
+    }
+
+    fn next_question(&mut self) -> Option<(MemberIndex, u64)> {
+        let member = self.next_member(MemberStep::Send, MemberStep::Sent)?;
+        Some((member, self.member_mut(member)?.epoch.unwrap_or_default()))
+    }
+}

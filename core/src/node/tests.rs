@@ -1,0 +1,134 @@
+use std::vec::Vec;
+
+use super::{Coordinator, Failure, Input, Member, MemberIndex, Output, Volume, VolumeIndex};
+use crate::{CommandId, Micros, Refused, ReplicaState};
+
+const NOW: Micros = Micros(0);
+const COMMAND: CommandId = CommandId(9);
+
+struct Fixture<'m>(Coordinator<'m>);
+
+impl Fixture<'_> {
+    fn offer(&mut self, input: Input) -> Vec<Output> {
+        self.0.handle_input(NOW, input).unwrap();
+        self.outputs()
+    }
+
+    fn outputs(&mut self) -> Vec<Output> {
+        core::iter::from_fn(|| self.0.poll_output()).collect()
+    }
+}
+
+fn with_two_volumes(test: impl FnOnce(Fixture<'_>, MemberIndex, MemberIndex)) {
+    let (mut volumes, mut members) = ([Volume::FREE; 2], [Member::FREE; 2]);
+    let mut coordinator = Coordinator::new(&mut volumes, &mut members, Micros::from_ms(100));
+    let first = coordinator.add_member(VolumeIndex(0)).unwrap();
+    let second = coordinator.add_member(VolumeIndex(1)).unwrap();
+    for volume in [VolumeIndex(0), VolumeIndex(1)] {
+        coordinator.enrol(volume, true).unwrap();
+    }
+    for member in [first, second] {
+        coordinator.handle_input(NOW, Input::Replica(member, ReplicaState::Current)).unwrap();
+    }
+    test(Fixture(coordinator), first, second);
+}
+
+/// Up to the point where both replicas have been asked to prepare their epoch 5.
+fn prepare_both(fixture: &mut Fixture<'_>, first: MemberIndex, second: MemberIndex) {
+    let begin = Input::Begin { command: COMMAND, is_urgent: false };
+    assert_eq!(fixture.offer(begin).len(), 2);
+    assert_eq!(fixture.offer(Input::Barrier(VolumeIndex(0), Ok(()))), []);
+    let asked = fixture.offer(Input::Barrier(VolumeIndex(1), Ok(())));
+    assert_eq!(asked, [Output::AskEpoch(first), Output::AskEpoch(second)]);
+    assert_eq!(fixture.offer(Input::Epoch(first, Ok(5))), []);
+    let asked = fixture.offer(Input::Epoch(second, Ok(5)));
+    let prepare = |member| Output::Prepare { member, epoch: 5 };
+    assert_eq!(asked, [prepare(first), prepare(second)]);
+}
+
+fn released(is_checkpoint: bool) -> [Output; 2] {
+    [0, 1].map(|volume| Output::Release { volume: VolumeIndex(volume), is_checkpoint })
+}
+
+#[test]
+fn nobody_commits_before_all_have_prepared_and_the_epoch_is_known_afterwards() {
+    with_two_volumes(|mut fixture, first, second| {
+        prepare_both(&mut fixture, first, second);
+        assert_eq!(fixture.offer(Input::Prepared(first, Ok(()))), []);
+        let commit = |member| Output::Commit { member, epoch: 5 };
+        assert_eq!(fixture.offer(Input::Prepared(second, Ok(()))), [commit(first), commit(second)]);
+        assert_eq!(fixture.offer(Input::Committed(second, Ok(()))), []);
+        let outputs = fixture.offer(Input::Committed(first, Ok(())));
+        assert_eq!(outputs[..2], released(true));
+        assert_eq!(outputs[2..], [Output::Answer(COMMAND, Ok(()))]);
+
+        for volume in [VolumeIndex(0), VolumeIndex(1)] {
+            fixture.0.enrol(volume, true).unwrap();
+        }
+        fixture.offer(Input::Begin { command: COMMAND, is_urgent: true });
+        fixture.offer(Input::Barrier(VolumeIndex(0), Ok(())));
+        let asked = fixture.offer(Input::Barrier(VolumeIndex(1), Ok(())));
+        assert!(matches!(asked[0], Output::Prepare { epoch: 6, .. }), "{asked:?}");
+    });
+}
+
+#[test]
+fn a_refused_prepare_releases_every_barrier_and_names_the_replica() {
+    with_two_volumes(|mut fixture, first, second| {
+        prepare_both(&mut fixture, first, second);
+        fixture.offer(Input::Prepared(first, Ok(())));
+        let outputs = fixture.offer(Input::Prepared(second, Err(Refused::Missing)));
+        let failure = Failure { refused: Refused::Missing, member: Some(second), volume: None };
+        assert_eq!(outputs[0], Output::Missing(second));
+        assert_eq!(outputs[1..3], released(false));
+        assert_eq!(outputs[3..], [Output::Answer(COMMAND, Err(failure))]);
+        assert_eq!(fixture.0.handle_input(NOW, Input::Prepared(first, Ok(()))), Err(Refused::Stale));
+    });
+}
+
+#[test]
+fn a_commit_without_an_answer_is_asked_about_before_the_next_checkpoint() {
+    with_two_volumes(|mut fixture, first, second| {
+        prepare_both(&mut fixture, first, second);
+        fixture.offer(Input::Prepared(first, Ok(())));
+        fixture.offer(Input::Prepared(second, Ok(())));
+        fixture.offer(Input::Committed(first, Ok(())));
+        assert_eq!(fixture.0.poll_timeout(), Some(Micros::from_ms(100)));
+        fixture.0.handle_timeout(Micros::from_ms(100));
+        let outputs = fixture.outputs();
+        assert_eq!(outputs[..2], released(false));
+        assert!(matches!(outputs[2], Output::Answer(_, Err(Failure { refused: Refused::TimedOut, .. }))));
+
+        for volume in [VolumeIndex(0), VolumeIndex(1)] {
+            fixture.0.enrol(volume, true).unwrap();
+        }
+        fixture.offer(Input::Begin { command: COMMAND, is_urgent: false });
+        fixture.offer(Input::Barrier(VolumeIndex(0), Ok(())));
+        assert_eq!(fixture.offer(Input::Barrier(VolumeIndex(1), Ok(()))), [Output::AskEpoch(second)]);
+    });
+}
+
+#[test]
+fn a_replica_that_is_behind_is_left_out_and_with_none_left_there_is_no_checkpoint() {
+    with_two_volumes(|mut fixture, first, second| {
+        fixture.offer(Input::Replica(first, ReplicaState::Behind));
+        fixture.offer(Input::Begin { command: COMMAND, is_urgent: false });
+        fixture.offer(Input::Barrier(VolumeIndex(0), Ok(())));
+        let outputs = fixture.offer(Input::Barrier(VolumeIndex(1), Ok(())));
+        assert_eq!(outputs, [Output::LeftOut(first), Output::AskEpoch(second)]);
+        fixture.offer(Input::Epoch(second, Err(Refused::TimedOut)));
+
+        fixture.offer(Input::Replica(second, ReplicaState::Disconnected));
+        for volume in [VolumeIndex(0), VolumeIndex(1)] {
+            fixture.0.enrol(volume, true).unwrap();
+        }
+        fixture.offer(Input::Begin { command: COMMAND, is_urgent: false });
+        fixture.offer(Input::Barrier(VolumeIndex(0), Ok(())));
+        let outputs = fixture.offer(Input::Barrier(VolumeIndex(1), Ok(())));
+        let is_refused = |output: &Output| {
+            matches!(output, Output::Answer(_, Err(Failure { refused: Refused::NoReplica, .. })))
+        };
+        assert_eq!(outputs[..2], released(false));
+        assert!(is_refused(&outputs[2]), "{outputs:?}");
+    });
+}

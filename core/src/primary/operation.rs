@@ -1,0 +1,134 @@
+//! What managers and the coordinator of checkpoints ask: start, barrier, stop, attach, detach.
+//!
+//! A barrier is reached when every modification that came before it has been passed on to its legs, whole requests
+//! included; it does not wait for their answers: a replica may be holding one until the very checkpoint for which the
+//! barrier is up. An urgent barrier is reached at once.
+
+use super::entry::Phase;
+use super::{Command, Primary};
+use crate::{CommandId, Event, Refused, Stage};
+
+/// A barrier that is up.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Barrier {
+    command: CommandId,
+    is_urgent: bool,
+    is_reached: bool,
+}
+
+impl Barrier {
+    pub(super) const fn is_urgent(&self) -> bool {
+        self.is_urgent
+    }
+}
+
+impl Primary<'_> {
+    /// The stage is checked before the mode.
+    pub(super) fn command(&mut self, command: CommandId, wanted: Command) -> Result<(), Refused> {
+        if !self.notices.has_room() {
+            return Err(Refused::Busy);
+        }
+        self.check_command(&wanted)?;
+        match wanted {
+            Command::Start { .. } => {
+                self.errors.clear();
+                self.epoch = self.epoch.wrapping_add(1);
+                self.enter_stage(Stage::Running);
+            }
+            Command::Stop if self.stage == Stage::Running => {
+                self.lower_barrier(Refused::NotRunning);
+                self.errors.clear();
+                self.enter_stage(Stage::Done);
+            }
+            Command::Barrier { is_urgent } => {
+                self.raise_barrier(command, is_urgent);
+                return Ok(());
+            }
+            Command::Release { is_checkpoint } => {
+                self.lower_barrier(Refused::TimedOut);
+                self.epoch = self.epoch.wrapping_add(u64::from(is_checkpoint));
+            }
+            Command::Attach { replica, is_empty, is_new } => self.attach(replica, is_empty, is_new),
+            Command::Detach { replica } => self.detach(replica),
+            Command::Stop => {}
+        }
+        self.notices.answer(command, Ok(()));
+        Ok(())
+    }
+
+    /// Whether an operation would be taken now. Changes nothing, so that all volumes of a node can be asked before one
+    /// of them acts.
+    ///
+    /// # Errors
+    /// Why it would be refused.
+    pub fn check_command(&self, wanted: &Command) -> Result<(), Refused> {
+        match (*wanted, self.stage) {
+            (Command::Start { .. }, Stage::Running) => Err(Refused::Running),
+            (Command::Start { primary: false }, _) => Err(Refused::WrongMode { primary_wanted: false }),
+            (Command::Barrier { .. }, Stage::Running) if self.barrier.is_some() => Err(Refused::InProgress),
+            (Command::Stop, Stage::None) | (Command::Barrier { .. }, Stage::None) => Err(Refused::NotRunning),
+            (Command::Barrier { .. }, Stage::Done) => Err(Refused::NotRunning),
+            (Command::Attach { replica, .. }, _) => self.check_attach(replica),
+            (Command::Detach { replica }, _) => match self.replica(replica) {
+                Some(status) if status.is_attached => Ok(()),
+                _ => Err(Refused::Unknown),
+            },
+            _ => Ok(()),
+        }
+    }
+
+    fn enter_stage(&mut self, stage: Stage) {
+        self.stage = stage;
+        self.notices.event(Event::Stage(stage));
+    }
+
+    fn raise_barrier(&mut self, command: CommandId, is_urgent: bool) {
+        self.barrier = Some(Barrier { command, is_urgent, is_reached: false });
+        if is_urgent {
+            let mut next = self.table.following(None);
+            while let Some(index) = next {
+                next = self.table.following(Some(index));
+                if let Some(work) = self.table.get_mut(index)
+                    && work.phase == Phase::Waiting
+                {
+                    work.is_after_barrier = work.request.op.is_modification();
+                }
+            }
+        }
+    }
+
+    /// Whether the barrier was reached just now.
+    pub(super) fn reach_barrier(&mut self) -> bool {
+        let Some(barrier) = self.barrier else { return false };
+        if barrier.is_reached {
+            return false;
+        }
+        let waits = |work: &super::Work| {
+            work.phase == Phase::Waiting && work.request.op.is_modification() && !work.is_after_barrier
+        };
+        let is_waiting = self.connections.has_unfinished() || self.table.iter().any(|(_, work)| waits(work));
+        if !barrier.is_urgent && is_waiting {
+            return false;
+        }
+        self.barrier = Some(Barrier { is_reached: true, ..barrier });
+        self.notices.answer(barrier.command, Ok(()));
+        true
+    }
+
+    /// Everything that waited for the barrier goes on. One that was not reached is answered with `reason`.
+    fn lower_barrier(&mut self, reason: Refused) {
+        let Some(barrier) = self.barrier.take() else { return };
+        if !barrier.is_reached {
+            self.notices.answer(barrier.command, Err(reason));
+        }
+        let mut next = self.table.following(None);
+        while let Some(index) = next {
+            next = self.table.following(Some(index));
+            if let Some(work) = self.table.get_mut(index)
+                && core::mem::replace(&mut work.is_after_barrier, false)
+            {
+                self.table.wake(index);
+            }
+        }
+    }
+}
