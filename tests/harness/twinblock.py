@@ -1,0 +1,144 @@
+"""A pair of Twinblock daemons on unix sockets."""
+import os
+import pathlib
+import time
+
+from .process import Process
+from .qmp import Qmp
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+EXPORT = "disk"
+GUEST_EXPORT = "view"
+
+
+def binary():
+    """The daemon to test: TWINBLOCK, or what `cargo build --release` leaves."""
+    if "TWINBLOCK" in os.environ:
+        return pathlib.Path(os.environ["TWINBLOCK"])
+    return pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release" / "twinblock"
+
+
+class Daemon:
+    """One daemon: its process and, while it runs, its control connection."""
+
+    def __init__(self, role, directory, arguments):
+        self.directory = pathlib.Path(directory)
+        self.control_path = self.directory / f"{role}.qmp"
+        self._command = [binary(), role, *arguments, "--control", f"unix:{self.control_path}"]
+        self._log = self.directory / f"{role}.log"
+        self.process = None
+        self.qmp = None
+
+    def launch(self):
+        """Starts the process without waiting until it serves."""
+        self.process = Process(self._command, self._log)
+
+    def connect(self, **options):
+        """A further control connection; returns once the daemon serves."""
+        try:
+            return Qmp(self.control_path, is_alive=self.process.is_alive, **options)
+        except (ConnectionError, TimeoutError) as error:
+            raise AssertionError(f"{error}\n{' '.join(self.process.command)}\n{self.process.tail()}") from None
+
+    def start(self):
+        self.launch()
+        self.qmp = self.connect()
+
+    def kill(self):
+        if self.qmp:
+            self.qmp.close()
+        if self.process:
+            self.process.kill()
+
+    def volume(self, index=0):
+        return self.qmp.call("query-replication")["volumes"][index]
+
+    def error(self):
+        return self.qmp.call("query-xen-replication-status")
+
+    def wait_for(self, what, is_reached, timeout_s=10.0):
+        """The volume's state once `is_reached(volume)`; `what` is said if it never is."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            volume = self.volume()
+            if is_reached(volume):
+                return volume
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not {what} after {timeout_s} s: {volume}\n{self.process.tail()}")
+            time.sleep(0.02)
+
+    def replicate(self, enable, primary, failover=None):
+        more = {} if failover is None else {"failover": failover}
+        return self.qmp.call("xen-set-replication", enable=enable, primary=primary, **more)
+
+
+class TwinblockPair:
+    """The daemons over `primary.raw` and `secondary.raw` in `directory`, which must exist and be of one size.
+
+    The three addresses: `primary_uri` for the primary's guest, `replica_uri` for what replicates to the secondary,
+    `guest_uri` for the secondary's guest.
+    """
+
+    name = "twinblock"
+
+    def __init__(self, directory, buffer="memory", buffer_bytes=64 << 20, started=True, joint=True,
+                 primary_arguments=(), secondary_arguments=(), primary_disk=None, secondary_disk=None):
+        directory = pathlib.Path(directory)
+        self.directory = directory
+        self.primary_disk = primary_disk or directory / "primary.raw"
+        self.secondary_disk = secondary_disk or directory / "secondary.raw"
+        self.primary_uri = self._uri(EXPORT, "primary.nbd")
+        self.replica_uri = self._uri(EXPORT, "secondary.nbd")
+        self.guest_uri = self._uri(GUEST_EXPORT, "guest.nbd")
+        start = ["--start"] if started else []
+        self.joint = joint
+        self.secondary = Daemon("secondary", directory, [
+            "--disk", self.secondary_disk, "--listen", f"unix:{directory}/secondary.nbd", "--export", EXPORT,
+            "--guest", f"unix:{directory}/guest.nbd", "--guest-export", GUEST_EXPORT, "--buffer", buffer,
+            "--buffer-size", buffer_bytes, *secondary_arguments, *start])
+        control = ["--replica-control", f"unix:{self.secondary.control_path}"] if joint else []
+        self.primary = Daemon("primary", directory, [
+            "--disk", self.primary_disk, "--replica", self.replica_uri, *control,
+            "--listen", f"unix:{directory}/primary.nbd", "--export", EXPORT, *primary_arguments, *start])
+
+    def _uri(self, export, socket):
+        return f"nbd+unix:///{export}?socket={self.directory / socket}"
+
+    def __enter__(self):
+        try:
+            self.secondary.start()
+            self.primary.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self.primary.kill()
+        self.secondary.kill()
+
+    def wait_until_connected(self):
+        """Until the primary has reached its replica."""
+        self.primary.wait_for("connected", lambda volume: volume["replicas"][0]["connected"])
+
+    def checkpoint(self):
+        """Seconds that a checkpoint of the pair took; the guests may go on meanwhile."""
+        began = time.perf_counter()
+        if not self.joint:
+            self.secondary.qmp.call("xen-colo-do-checkpoint")
+        self.primary.qmp.call("xen-colo-do-checkpoint")
+        return time.perf_counter() - began
+
+    def failover(self):
+        """Seconds until the secondary said that it takes over."""
+        began = time.perf_counter()
+        self.secondary.replicate(enable=False, primary=False, failover=True)
+        return time.perf_counter() - began
+
+    def errors(self):
+        """What either side has to complain of."""
+        answers = {"primary": self.primary.error(), "secondary": self.secondary.error()}
+        return [f"{side}: {answer.get('desc')}" for side, answer in answers.items() if answer["error"]]
+
+    def cpu_s(self):
+        return self.primary.process.cpu_s() + self.secondary.process.cpu_s()

@@ -1,0 +1,56 @@
+"""Reads what the tests need from a 32-bit little-endian ELF file: sections and symbols."""
+import struct
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Section:
+    name: str
+    kind: int
+    address: int
+    data: bytes
+    link: int
+
+
+@dataclass(frozen=True)
+class Symbol:
+    name: str
+    value: int
+    size: int
+    section: int
+
+
+class Elf:
+    """`sections` in the file's order (so that a symbol's section is an index) and `symbols`."""
+
+    SYMBOL_TABLE = 2
+    NO_BITS = 8
+
+    def __init__(self, path):
+        with open(path, "rb") as file:
+            image = file.read()
+        if image[:6] != b"\x7fELF\x01\x01":
+            raise ValueError(f"{path} is not a 32-bit little-endian ELF file")
+        table, = struct.unpack_from("<I", image, 32)
+        size, count, names_index = struct.unpack_from("<HHH", image, 46)
+        headers = [struct.unpack_from("<10I", image, table + i * size) for i in range(count)]
+
+        def content(header):
+            return b"" if header[1] == self.NO_BITS else image[header[4]:header[4] + header[5]]
+
+        names = content(headers[names_index])
+        self.sections = [Section(text_at(names, h[0]), h[1], h[3], content(h), h[6]) for h in headers]
+        self.symbols = [symbol for section in self.sections if section.kind == self.SYMBOL_TABLE
+                        for symbol in self._symbols(section)]
+
+    def section_index(self, name):
+        return next((i for i, section in enumerate(self.sections) if section.name == name), None)
+
+    def _symbols(self, section):
+        names = self.sections[section.link].data
+        for name, value, size, _, _, index in struct.iter_unpack("<IIIBBH", section.data):
+            yield Symbol(text_at(names, name), value, size, index)
+
+
+def text_at(table, offset):
+    return table[offset:table.index(b"\0", offset)].decode()
