@@ -1,3 +1,59 @@
-//! The daemon and its commands.
+//! The host daemon and its commands.
+#![forbid(unsafe_code)]
 
-fn main() {}
+mod args;
+mod commands;
+mod config;
+mod failure;
+mod logging;
+mod spec;
+mod units;
+
+use std::process::ExitCode;
+
+use args::{Cli, Command};
+use clap::Parser;
+use failure::Failure;
+use tracing_subscriber::filter::LevelFilter;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if !error.use_stderr() => error.exit(),
+        Err(error) => return report(&Failure::Usage(args::one_line(&error))),
+    };
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => report(&failure),
+    }
+}
+
+fn report(failure: &Failure) -> ExitCode {
+    anstream::eprintln!("twinblock: {failure}");
+    ExitCode::from(failure.exit_code())
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    let is_daemon =
+        matches!(cli.command, Command::Secondary(_) | Command::Primary(_) | Command::Daemon { .. });
+    logging::start(cli.log.as_deref(), if is_daemon { LevelFilter::INFO } else { LevelFilter::WARN })?;
+    match cli.command {
+        Command::Secondary(flags) => serve(&flags.into_spec()),
+        Command::Primary(flags) => serve(&flags.into_spec()),
+        Command::Daemon { config } => serve(&config::load(&config)?),
+        Command::Start(control) => commands::start(&control),
+        Command::Checkpoint { force, control } => commands::checkpoint(&control, force),
+        Command::Stop { failover, force, control } => commands::stop(&control, failover, force),
+        Command::Status { json, watch, control } => commands::show(&control, json, watch.map(|span| span.0)),
+        Command::Attach { uri, name, volume, replica_control, control } => {
+            commands::attach(&control, &uri, name.as_deref(), volume.as_deref(), replica_control.as_ref())
+        }
+        Command::Detach { name, volume, control } => commands::detach(&control, &name, volume.as_deref()),
+        Command::Demo(_) => Err(Failure::Refused("the demo is not part of this build".into())),
+    }
+}
+
+fn serve(spec: &spec::DaemonSpec) -> Result<(), Failure> {
+    spec.check().map_err(Failure::Usage)?;
+    Err(Failure::Refused("serving is not part of this build".into()))
+}
