@@ -1,1 +1,34 @@
-//! Disks, sockets and an event loop on POSIX.
+//! Disks, sockets and an event loop on POSIX (Linux).
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`memory`] | the pool of buffers that requests travel in |
+//! | [`workers`] | the fixed set of helper threads for calls that may block |
+//! | [`disk`] | files and block devices as disks |
+//! | [`lock`] | an image has one writer |
+//! | [`ram`] | a disk in memory |
+//! | [`address`], [`uri`] | where things are: `unix:PATH`, `tcp:HOST:PORT`, `nbd://…` |
+//! | [`socket`] | listeners and streams that never block |
+//! | [`poller`] | waiting for any of them |
+//!
+//! One thread, the loop, runs all machines; the helper threads only run file operations that may block. After start
+//! nothing here allocates per request. All `unsafe` is in the private module `raw`.
+#![deny(unsafe_code)]
+
+pub mod address;
+pub mod disk;
+mod errno;
+pub mod lock;
+pub mod memory;
+pub mod poller;
+pub mod ram;
+#[expect(
+    unsafe_code,
+    reason = "the one module that may: mappings, leases of them to threads, and calls rustix lacks"
+)]
+mod raw;
+pub mod socket;
+pub mod uri;
+pub mod workers;
+
+pub use errno::errno_of;

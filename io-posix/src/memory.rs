@@ -1,0 +1,219 @@
+//! The pool of buffers that requests travel in.
+//!
+//! Two sizes: small ones for the many small requests, large ones of one window for pieces of long requests and for
+//! the machines' own use. All lie in one mapping, page-aligned so that `O_DIRECT` works, at addresses that stay put;
+//! pages that were never used cost nothing. Helper threads get leases of parts of it (see the private module `raw`);
+//! what is lent cannot be reached through the pool until it has come back.
+
+use std::io;
+use std::ops::Range;
+
+use twinblock_core::{BufferIndex, Data, Memory, Pool};
+
+use crate::errno::io_error;
+use crate::raw::{Arena, Lease, Lend};
+
+/// Length of a small buffer in bytes.
+pub const SMALL_BYTES: u32 = 16 << 10;
+/// Length of a large buffer in bytes unless another window is configured.
+pub const WINDOW_BYTES: u32 = 256 << 10;
+/// How many parts of buffers can be with helper threads at a time. When that many are, a disk says that its queue is
+/// full and the transfer waits.
+const LEASES_MAX: u16 = 4096;
+/// Buffers begin at multiples of this.
+const PAGE_BYTES: u32 = 4096;
+
+/// How many buffers of which size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolSizes {
+    /// How many small buffers: one serves one read or write of up to 16 KiB. None is free: the connection that asked
+    /// is not read for a while.
+    pub small_count: u16,
+    /// How many large buffers, those reserved for machines included.
+    pub large_count: u16,
+    /// Length of a large buffer in bytes: the window. Rounded up to whole pages.
+    pub large_bytes: u32,
+}
+
+impl Default for PoolSizes {
+    /// 1,024 small and 256 large ones of 256 KiB: at most 80 MiB.
+    fn default() -> Self {
+        Self { small_count: 1024, large_count: 256, large_bytes: WINDOW_BYTES }
+    }
+}
+
+/// The pool of the host.
+///
+/// ```
+/// use twinblock_core::{Data, Memory, Pool};
+/// use twinblock_io_posix::memory::{HostPool, PoolSizes};
+///
+/// let mut pool = HostPool::new(PoolSizes::default())?;
+/// let buffer = pool.acquire(4096).unwrap();
+/// let data = Data { buffer, offset: 0, length: 4096 };
+/// pool.bytes(data).unwrap().fill(7);
+/// assert_eq!(pool.shared(data).unwrap()[4095], 7);
+/// pool.release(buffer);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct HostPool {
+    arena: Arena,
+    small: Class,
+    large: Class,
+    states: Box<[State]>,
+    /// Large buffers below this index are reserved.
+    reserved_end: u16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Free,
+    Taken,
+    /// Given back while a part of it was still lent; free when that part comes back.
+    Leaving,
+    Reserved,
+}
+
+/// The free buffers of one size, as a stack.
+#[derive(Debug)]
+struct Class {
+    length: u32,
+    count: u16,
+    free: Vec<u16>,
+}
+
+impl Class {
+    fn new(indexes: Range<u16>, length: u32) -> Self {
+        let count = indexes.end - indexes.start;
+        // The lowest index on top, so that a lightly used pool keeps touching the same pages.
+        Self { length, count, free: indexes.rev().collect() }
+    }
+}
+
+impl HostPool {
+    /// Maps the memory.
+    ///
+    /// # Errors
+    /// There are more buffers than indexes (65,536), or the system refuses that much address space.
+    pub fn new(sizes: PoolSizes) -> io::Result<Self> {
+        let PoolSizes { small_count, large_count, large_bytes } = sizes;
+        let too_many = || io::Error::new(io::ErrorKind::InvalidInput, "more than 65535 buffers");
+        let end = small_count.checked_add(large_count).ok_or_else(too_many)?;
+        let large_bytes = large_bytes.max(SMALL_BYTES).checked_next_multiple_of(PAGE_BYTES);
+        let large_bytes =
+            large_bytes.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "buffers of 4 GiB"))?;
+        let lengths = (0..end).map(|index| if index < small_count { SMALL_BYTES } else { large_bytes });
+        Ok(Self {
+            arena: Arena::new(lengths, LEASES_MAX).map_err(io_error)?,
+            small: Class::new(0..small_count, SMALL_BYTES),
+            large: Class::new(small_count..end, large_bytes),
+            states: vec![State::Free; usize::from(end)].into_boxed_slice(),
+            reserved_end: small_count,
+        })
+    }
+
+    /// Takes `count` large buffers out of what can be acquired, for a machine's own use; their indexes. `None` if that
+    /// many neighbours are not free: reserve at start, before anything is acquired.
+    pub fn reserve(&mut self, count: u16) -> Option<Range<u16>> {
+        let start = self.reserved_end;
+        let end = start.checked_add(count)?;
+        let states = self.states.get_mut(usize::from(start)..usize::from(end))?;
+        if states.iter().any(|state| *state != State::Free) {
+            return None;
+        }
+        states.fill(State::Reserved);
+        self.large.free.retain(|index| *index >= end);
+        self.reserved_end = end;
+        Some(start..end)
+    }
+
+    /// Length of a large buffer in bytes: the longest request that [`Pool::acquire`] can serve.
+    #[must_use]
+    pub const fn large_bytes(&self) -> u32 {
+        self.large.length
+    }
+
+    /// How many buffers are free now: small ones, large ones.
+    #[must_use]
+    pub const fn free_counts(&self) -> (usize, usize) {
+        (self.small.free.len(), self.large.free.len())
+    }
+
+    /// The bytes to read only; several such references may live at a time. `None` if there is no such buffer, it is
+    /// too short, or a helper thread is changing these bytes.
+    #[must_use]
+    pub fn shared(&self, data: Data) -> Option<&[u8]> {
+        self.arena.bytes(data)
+    }
+
+    pub(crate) fn lend(&mut self, data: Data, kind: Lend) -> Option<Lease> {
+        self.arena.lend(data, kind)
+    }
+
+    pub(crate) const fn can_lend(&self) -> bool {
+        self.arena.can_lend()
+    }
+
+    pub(crate) fn take_back(&mut self, lease: Lease) {
+        let buffer = lease.buffer();
+        self.arena.take_back(lease);
+        if self.states.get(usize::from(buffer)) == Some(&State::Leaving) && !self.arena.is_lent(buffer) {
+            self.put(buffer);
+        }
+    }
+
+    fn take(&mut self, large: bool) -> Option<BufferIndex> {
+        let class = if large { &mut self.large } else { &mut self.small };
+        let index = class.free.pop()?;
+        if let Some(state) = self.states.get_mut(usize::from(index)) {
+            *state = State::Taken;
+        }
+        Some(BufferIndex(index))
+    }
+
+    fn put(&mut self, index: u16) {
+        if let Some(state) = self.states.get_mut(usize::from(index)) {
+            *state = State::Free;
+            let class = if index < self.small.count { &mut self.small } else { &mut self.large };
+            class.free.push(index);
+        }
+    }
+}
+
+impl Memory for HostPool {
+    /// Also `None` while a helper thread uses these bytes.
+    fn bytes(&mut self, data: Data) -> Option<&mut [u8]> {
+        self.arena.bytes_mut(data)
+    }
+}
+
+impl Pool for HostPool {
+    /// The smallest that fits. A small request gets a large buffer only if no small one and more than half of the
+    /// large ones are free, so that small requests cannot starve large ones.
+    fn acquire(&mut self, length: u32) -> Option<BufferIndex> {
+        if length > self.large.length {
+            return None;
+        }
+        if length > self.small.length {
+            return self.take(true);
+        }
+        let large_are_plenty = self.large.free.len() > usize::from(self.large.count / 2);
+        self.take(false).or_else(|| if large_are_plenty { self.take(true) } else { None })
+    }
+
+    fn release(&mut self, buffer: BufferIndex) {
+        let Some(state) = self.states.get_mut(usize::from(buffer.0)) else { return };
+        if *state != State::Taken {
+            return;
+        }
+        if self.arena.is_lent(buffer.0) {
+            *state = State::Leaving;
+        } else {
+            self.put(buffer.0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,87 @@
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::{Interest, Poller, Ready};
+
+const SHORT: Option<Duration> = Some(Duration::from_millis(20));
+
+fn wait(poller: &mut Poller) -> Vec<Ready> {
+    poller.wait(SHORT).unwrap();
+    poller.ready().collect()
+}
+
+#[test]
+fn what_is_ready_is_reported_under_its_token() {
+    let mut poller = Poller::new(4).unwrap();
+    let (mut near, far) = UnixStream::pair().unwrap();
+    let (_other_near, other_far) = UnixStream::pair().unwrap();
+    let registration = poller.register(&far, Interest::READ, 5).unwrap();
+    poller.register(&other_far, Interest::READ, 6).unwrap();
+    assert_eq!(wait(&mut poller), []);
+    near.write_all(b"x").unwrap();
+    assert_eq!(wait(&mut poller), [Ready { token: 5, read: true, write: false }]);
+    poller.set_interest(registration, Interest::WRITE);
+    assert_eq!(wait(&mut poller), [Ready { token: 5, read: false, write: true }]);
+    poller.set_interest(registration, Interest { read: true, write: true });
+    assert_eq!(wait(&mut poller), [Ready { token: 5, read: true, write: true }]);
+    poller.deregister(registration);
+    assert_eq!(wait(&mut poller), []);
+}
+
+#[test]
+fn a_hang_up_is_reported_unless_nothing_is_waited_for() {
+    let mut poller = Poller::new(4).unwrap();
+    let (near, far) = UnixStream::pair().unwrap();
+    let registration = poller.register(&far, Interest::READ, 1).unwrap();
+    drop(near);
+    assert_eq!(wait(&mut poller), [Ready { token: 1, read: true, write: true }]);
+    poller.set_interest(registration, Interest::NONE);
+    assert_eq!(wait(&mut poller), []);
+}
+
+#[test]
+fn a_full_set_refuses_and_places_are_used_again() {
+    let mut poller = Poller::new(2).unwrap();
+    let (near, far) = UnixStream::pair().unwrap();
+    let first = poller.register(&near, Interest::WRITE, 1).unwrap();
+    poller.register(&far, Interest::WRITE, 2).unwrap();
+    assert!(poller.register(&far, Interest::WRITE, 3).is_none());
+    poller.deregister(first);
+    poller.register(&near, Interest::WRITE, 4).unwrap();
+    let tokens: Vec<u32> = wait(&mut poller).iter().map(|ready| ready.token).collect();
+    assert_eq!(tokens, [4, 2]);
+}
+
+#[test]
+fn a_bell_rung_by_another_thread_ends_a_wait_once() {
+    let mut poller = Poller::new(1).unwrap();
+    let waker = poller.waker();
+    let ringer = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(10));
+        waker.wake();
+        waker.wake();
+    });
+    let start = Instant::now();
+    poller.wait(Some(Duration::from_secs(10))).unwrap();
+    assert!(start.elapsed() < Duration::from_secs(5));
+    assert_eq!(poller.ready().count(), 0);
+    ringer.join().unwrap();
+    // The second ring may have come after the first was heard.
+    poller.wait(Some(Duration::ZERO)).unwrap();
+    let start = Instant::now();
+    poller.wait(SHORT).unwrap();
+    assert!(start.elapsed() >= Duration::from_millis(15));
+}
+
+#[test]
+fn a_bell_rung_before_the_wait_is_not_lost() {
+    let mut poller = Poller::new(1).unwrap();
+    for _ in 0..3 {
+        poller.waker().wake();
+        let start = Instant::now();
+        poller.wait(Some(Duration::from_secs(10))).unwrap();
+        assert!(start.elapsed() < Duration::from_secs(5));
+    }
+}

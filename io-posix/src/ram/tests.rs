@@ -1,0 +1,90 @@
+use twinblock_core::block::{Action, BlockDevice, Tag, Transfer};
+use twinblock_core::{BufferIndex, Data, Errno, Extent, Memory, Outcome};
+
+use super::Ram;
+use crate::memory::{HostPool, PoolSizes};
+
+const SIZE: u64 = (1 << 20) + 100;
+
+struct Bench {
+    ram: Ram,
+    pool: HostPool,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let sizes = PoolSizes { small_count: 0, large_count: 1, large_bytes: 2 << 20 };
+        Self { ram: Ram::new(SIZE).unwrap(), pool: HostPool::new(sizes).unwrap() }
+    }
+
+    fn run(&mut self, action: Action, offset: u64, length: u64) -> Result<Outcome, Errno> {
+        let tag = Tag { entry: 3, generation: 9 };
+        let transfer = Transfer { tag, action, extent: Extent { offset, length } };
+        self.ram.submit(transfer, &mut self.pool).unwrap();
+        let completion = self.ram.poll(&mut self.pool).unwrap();
+        assert_eq!(completion.tag, tag);
+        completion.result
+    }
+
+    fn write(&mut self, offset: u64, length: u64, byte: u8) -> Result<Outcome, Errno> {
+        self.pool.bytes(data(length)).unwrap().fill(byte);
+        self.run(Action::Write { data: data(length), fua: false }, offset, length)
+    }
+
+    fn read(&mut self, offset: u64, length: u64) -> Vec<u8> {
+        self.pool.bytes(data(length)).unwrap().fill(0xee);
+        assert_eq!(self.run(Action::Read(data(length)), offset, length), Ok(Outcome::Done));
+        self.pool.bytes(data(length)).unwrap().to_vec()
+    }
+}
+
+fn data(length: u64) -> Data {
+    Data { buffer: BufferIndex(0), offset: 0, length: u32::try_from(length).unwrap() }
+}
+
+const ZERO: Action = Action::WriteZeroes { may_unmap: true, fast: true, fua: false };
+
+#[test]
+fn what_was_written_is_read_and_the_rest_is_zero() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.read(0, SIZE), vec![0; SIZE as usize]);
+    bench.write(SIZE - 7, 7, 5).unwrap();
+    let bytes = bench.read(SIZE - 8, 8);
+    assert_eq!(bytes, [0, 5, 5, 5, 5, 5, 5, 5]);
+    assert_eq!(bench.run(Action::Flush, 0, 0), Ok(Outcome::Done));
+}
+
+#[test]
+fn zeroes_cover_the_range_and_nothing_else() {
+    for (offset, length) in
+        [(0, SIZE), (1, 100), (4095, 20_000), (4096, 4 * 4096), (100, 60_000), (SIZE - 1, 1)]
+    {
+        let mut bench = Bench::new();
+        bench.write(0, SIZE, 7).unwrap();
+        assert_eq!(bench.run(ZERO, offset, length), Ok(Outcome::Done));
+        let bytes = bench.read(0, SIZE);
+        for (place, byte) in (0..).zip(bytes) {
+            let expected = if (offset..offset + length).contains(&place) { 0 } else { 7 };
+            assert_eq!(byte, expected, "at {place} after zeroing {length} from {offset}");
+        }
+    }
+}
+
+#[test]
+fn what_is_out_of_range_or_of_another_length_is_refused() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.write(SIZE - 1, 2, 1), Err(Errno::Invalid));
+    assert_eq!(bench.run(Action::Read(data(2)), u64::MAX, 2), Err(Errno::Invalid));
+    assert_eq!(bench.run(Action::Read(data(2)), 0, 3), Err(Errno::Invalid));
+    assert_eq!(bench.run(ZERO, 0, u64::MAX), Err(Errno::Invalid));
+}
+
+#[test]
+fn a_full_queue_refuses_until_it_is_polled() {
+    let mut bench = Bench::new();
+    let transfer = Transfer { tag: Tag::default(), action: Action::Flush, extent: Extent::default() };
+    let taken = (0..1000).take_while(|_| bench.ram.submit(transfer, &mut bench.pool).is_ok()).count();
+    assert_eq!(taken, super::QUEUE_MAX);
+    assert!(bench.ram.poll(&mut bench.pool).is_some());
+    assert!(bench.ram.submit(transfer, &mut bench.pool).is_ok());
+}
