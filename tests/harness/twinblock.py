@@ -82,7 +82,8 @@ class TwinblockPair:
     name = "twinblock"
 
     def __init__(self, directory, buffer="memory", buffer_bytes=64 << 20, started=True, joint=True,
-                 primary_arguments=(), secondary_arguments=(), primary_disk=None, secondary_disk=None):
+                 primary_arguments=(), secondary_arguments=(), primary_disk=None, secondary_disk=None,
+                 replica_socket=None):
         directory = pathlib.Path(directory)
         self.directory = directory
         self.primary_disk = primary_disk or directory / "primary.raw"
@@ -98,7 +99,7 @@ class TwinblockPair:
             "--buffer-size", buffer_bytes, *secondary_arguments, *start])
         control = ["--replica-control", f"unix:{self.secondary.control_path}"] if joint else []
         self.primary = Daemon("primary", directory, [
-            "--disk", self.primary_disk, "--replica", self.replica_uri, *control,
+            "--disk", self.primary_disk, "--replica", self._uri(EXPORT, replica_socket or "secondary.nbd"), *control,
             "--listen", f"unix:{directory}/primary.nbd", "--export", EXPORT, *primary_arguments, *start])
 
     def _uri(self, export, socket):
