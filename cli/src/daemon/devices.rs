@@ -1,0 +1,117 @@
+//! The devices of a volume, whatever they are: each is chosen by what the user wrote.
+
+use twinblock_core::Errno;
+use twinblock_core::block::{BlockDevice, Completion, Geometry, QueueFull, Transfer};
+use twinblock_io_posix::disk::Disk;
+use twinblock_io_posix::memory::HostPool;
+use twinblock_io_posix::nbd_disk::NbdDisk;
+use twinblock_io_posix::ram::Ram;
+
+/// A primary or secondary disk.
+#[derive(Debug)]
+pub(super) enum AnyDisk {
+    File(Box<Disk>),
+    Nbd(Box<NbdDisk>),
+}
+
+impl AnyDisk {
+    pub(super) fn nbd_mut(&mut self) -> Option<&mut NbdDisk> {
+        match self {
+            Self::File(_) => None,
+            Self::Nbd(disk) => Some(disk),
+        }
+    }
+}
+
+impl BlockDevice<HostPool> for AnyDisk {
+    fn geometry(&self) -> Geometry {
+        match self {
+            Self::File(disk) => disk.geometry(),
+            Self::Nbd(disk) => disk.geometry(),
+        }
+    }
+
+    fn submit(&mut self, transfer: Transfer, memory: &mut HostPool) -> Result<(), QueueFull> {
+        match self {
+            Self::File(disk) => disk.submit(transfer, memory),
+            Self::Nbd(disk) => disk.submit(transfer, memory),
+        }
+    }
+
+    fn poll(&mut self, memory: &mut HostPool) -> Option<Completion> {
+        match self {
+            Self::File(disk) => disk.poll(memory),
+            Self::Nbd(disk) => disk.poll(memory),
+        }
+    }
+}
+
+/// Where a disk buffer lives.
+#[derive(Debug)]
+pub(super) enum AnyBuffer {
+    Memory(Box<Ram>),
+    File(Box<Disk>),
+}
+
+impl BlockDevice<HostPool> for AnyBuffer {
+    fn geometry(&self) -> Geometry {
+        match self {
+            Self::Memory(ram) => BlockDevice::<HostPool>::geometry(&**ram),
+            Self::File(disk) => disk.geometry(),
+        }
+    }
+
+    fn submit(&mut self, transfer: Transfer, memory: &mut HostPool) -> Result<(), QueueFull> {
+        match self {
+            Self::Memory(ram) => ram.submit(transfer, memory),
+            Self::File(disk) => disk.submit(transfer, memory),
+        }
+    }
+
+    fn poll(&mut self, memory: &mut HostPool) -> Option<Completion> {
+        match self {
+            Self::Memory(ram) => ram.poll(memory),
+            Self::File(disk) => disk.poll(memory),
+        }
+    }
+}
+
+/// One place for a link to a replica.
+#[derive(Debug, Default)]
+pub(super) struct ReplicaLink {
+    disk: Option<Box<NbdDisk>>,
+    /// What was submitted while there is none; the machine never does that to one that is not attached.
+    lost: Option<Completion>,
+}
+
+impl ReplicaLink {
+    pub(super) fn disk_mut(&mut self) -> Option<&mut NbdDisk> {
+        self.disk.as_deref_mut()
+    }
+
+    pub(super) fn set(&mut self, disk: Option<NbdDisk>) {
+        self.disk = disk.map(Box::new);
+    }
+}
+
+impl BlockDevice<HostPool> for ReplicaLink {
+    fn geometry(&self) -> Geometry {
+        let none = Geometry { size_bytes: 0, block_bytes: 1, capabilities: Default::default() };
+        self.disk.as_ref().map_or(none, |disk| disk.geometry())
+    }
+
+    fn submit(&mut self, transfer: Transfer, memory: &mut HostPool) -> Result<(), QueueFull> {
+        match &mut self.disk {
+            Some(disk) => disk.submit(transfer, memory),
+            None if self.lost.is_some() => Err(QueueFull),
+            None => {
+                self.lost = Some(Completion { tag: transfer.tag, result: Err(Errno::Io) });
+                Ok(())
+            }
+        }
+    }
+
+    fn poll(&mut self, memory: &mut HostPool) -> Option<Completion> {
+        self.lost.take().or_else(|| self.disk.as_mut()?.poll(memory))
+    }
+}
