@@ -1,0 +1,7 @@
+//! The whole story on this machine.
+
+mod block;
+mod clock;
+mod history;
+mod layout;
+mod random;
