@@ -33,7 +33,10 @@ class Qmp:
                 time.sleep(0.01)
         self._unread = b""
         self._events = []
-        self.greeting = self._message()["QMP"]
+        # QEMU may send an event before its greeting.
+        while "QMP" not in (message := self._message()):
+            self._events.append(message)
+        self.greeting = message["QMP"]
         self.call("qmp_capabilities")
 
     def call(self, command, **arguments):

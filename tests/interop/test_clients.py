@@ -143,6 +143,7 @@ class Fio(PairTest):
         settings = {"name": "verify", "ioengine": "nbd", "uri": uri, "rw": "randwrite", "bsrange": "512-64k",
                     "blockalign": 512, "iodepth": 32, "numjobs": self.JOBS, "size": quarter,
                     "offset_increment": quarter, "verify": "crc32c", "verify_fatal": 1, "do_verify": 1,
+                    "verify_state_save": 0,
                     "group_reporting": 1, "output-format": "json", **options}
         out = output_of(["fio", *(f"--{key}={value}" for key, value in settings.items())], timeout_s=300)
         job = json.loads(out[out.index("{"):])["jobs"][0]
@@ -154,12 +155,15 @@ class Fio(PairTest):
         self.assert_twins(self.pair)
 
     def test_four_jobs_verify_while_checkpoints_are_taken(self):
-        taken = []
+        taken, trouble = [], []
         is_over = threading.Event()
 
         def take_checkpoints():
-            while not is_over.wait(0.1):
-                taken.append(self.pair.checkpoint())
+            try:
+                while not is_over.wait(0.02):
+                    taken.append(self.pair.checkpoint())
+            except Exception as error:
+                trouble.append(error)
 
         thread = threading.Thread(target=take_checkpoints)
         thread.start()
@@ -168,6 +172,7 @@ class Fio(PairTest):
         finally:
             is_over.set()
             thread.join()
+        self.assertEqual(trouble, [])
         self.assertGreater(len(taken), 3)
         self.assert_twins(self.pair)
 
