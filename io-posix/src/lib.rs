@@ -9,6 +9,7 @@
 //! | [`ram`] | a disk in memory |
 //! | [`address`], [`uri`] | where things are: `unix:PATH`, `tcp:HOST:PORT`, `nbd://…` |
 //! | [`socket`] | listeners and streams that never block |
+//! | [`connection`] | an NBD client's connection |
 //! | [`poller`] | waiting for any of them |
 //!
 //! One thread, the loop, runs all machines; the helper threads only run file operations that may block. After start
@@ -16,6 +17,7 @@
 #![deny(unsafe_code)]
 
 pub mod address;
+pub mod connection;
 pub mod disk;
 mod errno;
 pub mod lock;

@@ -184,6 +184,9 @@ impl EventReport<'_> {
 /// Name of the event that a primary listens to.
 pub(super) const BUFFER_FULL: &str = "BUFFER_FULL";
 
+/// Why a prepare was refused, where the primary must know it.
+pub(super) const REASON_MISSING: &str = "missing";
+
 /// How full a buffer is said to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]

@@ -3,12 +3,12 @@
 use super::Id;
 use super::emit::Emitter;
 use super::error::{ErrorClass, ParseError};
-use crate::control::report::ERROR_KINDS;
+use crate::control::report::{ERROR_KINDS, REASON_MISSING};
 use crate::control::{
     Answer, BufferLevel, BufferReport, Command, EventReport, RefusalText, ReplicaReport, Role, VolumeReport,
     error_name, replica_state_name, view_name,
 };
-use crate::{ErrorCounters, Event, Identity};
+use crate::{ErrorCounters, Event, Identity, Refused};
 use core::fmt::{self, Display, Write};
 
 /// Writes the line that a session begins with.
@@ -92,22 +92,37 @@ pub fn write_error<W: Write>(
     desc: impl Display,
     id: Option<Id<'_>>,
 ) -> fmt::Result {
+    write_reasoned_error(out, class, desc, None, id)
+}
+
+fn write_reasoned_error<W: Write>(
+    out: &mut W,
+    class: ErrorClass,
+    desc: impl Display,
+    reason: Option<&str>,
+    id: Option<Id<'_>>,
+) -> fmt::Result {
     let mut json = Emitter::new(out);
     json.open('{')?;
     json.key("error")?;
     json.open('{')?;
     json.text_member("class", class.name())?;
     json.text_member("desc", desc)?;
+    if let Some(reason) = reason {
+        json.text_member("reason", reason)?;
+    }
     json.close('}')?;
     end_answer(json, id)
 }
 
-/// Writes the answer to a command that a volume has refused.
+/// Writes the answer to a command that a volume has refused. A secondary that misses something says so in a member
+/// `reason` beside QMP's own, so that its primary need not read prose.
 ///
 /// # Errors
 /// Those of the sink.
 pub fn write_refusal<W: Write>(out: &mut W, refusal: RefusalText<'_>, id: Option<Id<'_>>) -> fmt::Result {
-    write_error(out, ErrorClass::GenericError, refusal, id)
+    let reason = (refusal.refused == Refused::Missing).then_some(REASON_MISSING);
+    write_reasoned_error(out, ErrorClass::GenericError, refusal, reason, id)
 }
 
 impl ParseError<'_> {

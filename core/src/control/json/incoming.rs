@@ -7,7 +7,7 @@ use super::scan::Members;
 use super::value::{self, Scratch};
 use super::{ID_BYTES_MAX, Id};
 use crate::control::BufferLevel;
-use crate::control::report::BUFFER_FULL;
+use crate::control::report::{BUFFER_FULL, REASON_MISSING};
 
 /// One message of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub enum Incoming<'a> {
         id: Option<Id<'a>>,
         /// What the server says; with its escapes if there is no room to resolve them.
         desc: &'a str,
+        /// The volume misses something that its primary wrote.
+        is_missing: bool,
     },
     /// An event.
     Event(IncomingEvent<'a>),
@@ -61,10 +63,15 @@ pub fn parse_incoming<'a>(message: &'a [u8], scratch: &'a mut [u8]) -> Result<In
         return Ok(Incoming::Return { id, epoch });
     }
     if let Some(error) = members.value_of("error") {
-        let desc = Members::of(error).and_then(|members| members.value_of("desc"));
+        let error = Members::of(error);
+        let is_missing = error
+            .as_ref()
+            .and_then(|members| value::escaped(members.value_of("reason")?))
+            .is_some_and(|reason| value::is_text(reason, REASON_MISSING));
+        let desc = error.and_then(|members| members.value_of("desc"));
         let desc = desc.and_then(|desc| scratch.text(desc).ok().or_else(|| value::escaped(desc)));
         let desc = desc.unwrap_or_default();
-        return Ok(Incoming::Error { id, desc });
+        return Ok(Incoming::Error { id, desc, is_missing });
     }
     if let Some(event) = members.value_of("event") {
         let is_known = value::escaped(event).is_some_and(|name| value::is_text(name, BUFFER_FULL));

@@ -1,7 +1,8 @@
 use super::super::*;
 use super::{cases, text, written};
 use crate::control::{Answer, BufferLevel, EventReport};
-use crate::{Event, Micros, Stage};
+use crate::control::RefusalText;
+use crate::{Event, Micros, Refused, Stage};
 use proptest::prelude::*;
 use std::vec;
 
@@ -64,13 +65,13 @@ fn messages_that_a_client_need_not_understand_are_passed_over() {
 fn an_error_is_an_error_whatever_its_form() {
     assert_incoming(
         r#"{"id": "a", "error": {"class": "GenericError", "desc": "no \"x\""}}"#,
-        &Ok(Incoming::Error { id: Some(Id("\"a\"")), desc: "no \"x\"" }),
+        &Ok(Incoming::Error { id: Some(Id("\"a\"")), desc: "no \"x\"", is_missing: false }),
     );
     for message in [r#"{"error": {}}"#, r#"{"error": 1}"#, r#"{"error": {"desc": 1}}"#] {
-        assert_incoming(message, &Ok(Incoming::Error { id: None, desc: "" }));
+        assert_incoming(message, &Ok(Incoming::Error { id: None, desc: "", is_missing: false }));
     }
     let without_room = parse_incoming(br#"{"error": {"desc": "a\nb"}}"#, &mut []);
-    assert_eq!(without_room, Ok(Incoming::Error { id: None, desc: "a\\nb" }));
+    assert_eq!(without_room, Ok(Incoming::Error { id: None, desc: "a\\nb", is_missing: false }));
 }
 
 #[test]
@@ -78,4 +79,15 @@ fn what_no_server_sends_is_refused() {
     assert_incoming("{}", &Err(ParseError::NoCommand));
     assert_incoming("[]", &Err(ParseError::NotAnObject));
     assert_incoming("{", &Err(ParseError::Malformed { offset: 1 }));
+}
+
+#[test]
+fn a_secondary_that_misses_something_says_so_where_no_prose_need_be_read() {
+    let mut text = [0; 512];
+    let mut out = TextBuffer::new(&mut text);
+    let refusal = RefusalText { refused: Refused::Missing, volume: "vda" };
+    write_refusal(&mut out, refusal, None).unwrap();
+    let mut scratch = [0; 512];
+    let incoming = parse_incoming(out.bytes(), &mut scratch);
+    assert!(matches!(incoming, Ok(Incoming::Error { is_missing: true, .. })), "{incoming:?}");
 }

@@ -221,7 +221,7 @@ proptest! {
         prop_assert_eq!(value["error"]["desc"].as_str(), Some(desc.as_str()));
         let mut scratch = vec![0; line.len()];
         let incoming = parse_incoming(line.as_bytes(), &mut scratch);
-        prop_assert_eq!(incoming, Ok(Incoming::Error { id: None, desc: &desc }));
+        prop_assert_eq!(incoming, Ok(Incoming::Error { id: None, desc: &desc, is_missing: false }));
     }
 
     #[test]

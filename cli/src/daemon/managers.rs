@@ -1,0 +1,238 @@
+//! Managers' connections: bytes in, messages out, and the other way round.
+//!
+//! What a message means is `core`'s to say and the daemon's to do; here it is only carried. Nothing that a manager sends
+//! ends the daemon: a message that is too long or no JSON gets an error, a manager that does not read is let go.
+
+use std::io;
+
+use tracing::{debug, warn};
+use twinblock_core::control::EventReport;
+use twinblock_core::control::json::{self, Framer, Negotiation};
+use twinblock_io_posix::poller::{Interest, Poller, Ready, Registration};
+use twinblock_io_posix::socket::{Listener, Segments, Stream};
+
+use super::token::{Kind, token};
+
+/// Managers at a time.
+pub(super) const MANAGERS_MAX: usize = 16;
+/// Longest message of a manager.
+const MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// Most that waits for a manager that does not read.
+const OUTPUT_BYTES_MAX: usize = 4 << 20;
+
+/// One manager's connection, never confused with a later one in the same place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ManagerId {
+    index: usize,
+    serial: u64,
+}
+
+#[derive(Debug)]
+struct Manager {
+    serial: u64,
+    stream: Stream,
+    registration: Registration,
+    framer: Framer,
+    negotiation: Negotiation,
+    input: Vec<u8>,
+    scanned: usize,
+    /// The rest of a message that is too long is thrown away.
+    is_skipping: bool,
+    output: Vec<u8>,
+    /// It has closed its side; it gets its answers and is let go.
+    is_ending: bool,
+    /// Commands that are not answered yet.
+    unanswered: usize,
+}
+
+/// All managers' connections.
+#[derive(Debug)]
+pub(super) struct Managers {
+    places: Vec<Option<Manager>>,
+    serial: u64,
+}
+
+/// What a manager has sent.
+#[derive(Debug)]
+pub(super) enum Message {
+    Text(Vec<u8>),
+    TooLong,
+}
+
+impl Managers {
+    pub(super) fn new() -> Self {
+        Self { places: (0..MANAGERS_MAX).map(|_| None).collect(), serial: 0 }
+    }
+
+    /// Takes every connection that waits.
+    pub(super) fn accept(&mut self, listener: &Listener, poller: &mut Poller) {
+        loop {
+            let stream = match listener.accept() {
+                Ok(Some(stream)) => stream,
+                Ok(None) => return,
+                Err(error) => return warn!("cannot accept a manager: {error}"),
+            };
+            let Some(index) = self.places.iter().position(Option::is_none) else {
+                warn!("a manager was turned away: {MANAGERS_MAX} are connected");
+                continue;
+            };
+            let Some(registration) = poller.register(&stream, Interest::READ, token(Kind::Manager, index))
+            else {
+                continue;
+            };
+            self.serial += 1;
+            let mut greeting = String::new();
+            let _ = json::write_greeting(&mut greeting);
+            self.places[index] = Some(Manager {
+                serial: self.serial,
+                stream,
+                registration,
+                framer: Framer::new(),
+                negotiation: Negotiation::new(),
+                input: Vec::with_capacity(4096),
+                scanned: 0,
+                is_skipping: false,
+                output: greeting.into_bytes(),
+                is_ending: false,
+                unanswered: 0,
+            });
+            self.flush_one(index, poller);
+        }
+    }
+
+    /// Reads what is there.
+    pub(super) fn on_ready(&mut self, index: usize, ready: Ready, poller: &mut Poller) {
+        let Some(manager) = self.places.get_mut(index).and_then(Option::as_mut) else { return };
+        let result = if ready.read { manager.receive() } else { Ok(()) };
+        if let Err(error) = result {
+            debug!("a manager's connection has failed: {error}");
+            return self.drop_one(index, poller);
+        }
+        self.flush_one(index, poller);
+    }
+
+    /// The next complete message of the manager at `index`.
+    pub(super) fn next_message(&mut self, index: usize) -> Option<(ManagerId, Message)> {
+        let manager = self.places.get_mut(index)?.as_mut()?;
+        let message = manager.next_message()?;
+        manager.unanswered += 1;
+        Some((ManagerId { index, serial: manager.serial }, message))
+    }
+
+    pub(super) fn negotiation(&mut self, id: ManagerId) -> Option<&mut Negotiation> {
+        Some(&mut self.find(id)?.negotiation)
+    }
+
+    fn find(&mut self, id: ManagerId) -> Option<&mut Manager> {
+        self.places.get_mut(id.index)?.as_mut().filter(|manager| manager.serial == id.serial)
+    }
+
+    /// Answers one message.
+    pub(super) fn answer(&mut self, id: ManagerId, text: &str) {
+        if let Some(manager) = self.find(id) {
+            manager.unanswered = manager.unanswered.saturating_sub(1);
+            manager.output.extend_from_slice(text.as_bytes());
+        }
+    }
+
+    /// A message that needs no answer: it was empty.
+    pub(super) fn pass(&mut self, id: ManagerId) {
+        self.answer(id, "");
+    }
+
+    /// Tells every manager that has negotiated.
+    pub(super) fn tell(&mut self, report: &EventReport<'_>) {
+        let mut text = String::new();
+        if json::write_event(&mut text, report).is_err() {
+            return;
+        }
+        for manager in self.places.iter_mut().flatten() {
+            if manager.negotiation.is_done() {
+                manager.output.extend_from_slice(text.as_bytes());
+            }
+        }
+    }
+
+    /// Sends what waits, and lets go of those that have ended or do not read.
+    pub(super) fn flush(&mut self, poller: &mut Poller) {
+        for index in 0..self.places.len() {
+            self.flush_one(index, poller);
+        }
+    }
+
+    fn flush_one(&mut self, index: usize, poller: &mut Poller) {
+        let Some(manager) = self.places.get_mut(index).and_then(Option::as_mut) else { return };
+        let result = manager.send();
+        let has_ended = manager.is_ending && manager.output.is_empty() && manager.unanswered == 0;
+        if let Err(error) = &result {
+            debug!("a manager's connection has failed: {error}");
+        }
+        if manager.output.len() > OUTPUT_BYTES_MAX {
+            warn!("a manager does not read its answers and is let go");
+        }
+        if result.is_err() || has_ended || manager.output.len() > OUTPUT_BYTES_MAX {
+            return self.drop_one(index, poller);
+        }
+        let interest = Interest { read: !manager.is_ending, write: !manager.output.is_empty() };
+        poller.set_interest(manager.registration, interest);
+    }
+
+    fn drop_one(&mut self, index: usize, poller: &mut Poller) {
+        if let Some(manager) = self.places.get_mut(index).and_then(Option::take) {
+            poller.deregister(manager.registration);
+        }
+    }
+}
+
+impl Manager {
+    fn receive(&mut self) -> io::Result<()> {
+        let mut bytes = [0; 16 << 10];
+        // One buffer at a time: a manager that sends without end does not keep the others waiting.
+        match self.stream.recv(&mut bytes)? {
+            Some(0) => self.is_ending = true,
+            Some(count) => self.input.extend_from_slice(&bytes[..count]),
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn next_message(&mut self) -> Option<Message> {
+        loop {
+            let found = self.framer.find_end(self.input.get(self.scanned..)?);
+            let Some(end) = found else {
+                self.scanned = self.input.len();
+                if self.input.len() > MESSAGE_BYTES_MAX {
+                    self.input.clear();
+                    self.scanned = 0;
+                    let was_skipping = std::mem::replace(&mut self.is_skipping, true);
+                    if !was_skipping {
+                        return Some(Message::TooLong);
+                    }
+                }
+                return None;
+            };
+            let message: Vec<u8> = self.input.drain(..self.scanned + end).collect();
+            self.scanned = 0;
+            if std::mem::replace(&mut self.is_skipping, false) {
+                continue;
+            }
+            if !message.iter().all(u8::is_ascii_whitespace) {
+                return Some(Message::Text(message));
+            }
+        }
+    }
+
+    fn send(&mut self) -> io::Result<()> {
+        while !self.output.is_empty() {
+            let mut segments = Segments::default();
+            segments.push(&self.output);
+            match self.stream.send(segments.slices())? {
+                Some(count) => {
+                    self.output.drain(..count);
+                }
+                None => break,
+            }
+        }
+        Ok(())
+    }
+}
