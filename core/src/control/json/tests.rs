@@ -41,7 +41,7 @@ fn commands(
         Command::SetReplication {
             enable: !flag,
             primary: flag,
-            failover: flag.then_some(epoch % 2 == 0),
+            failover: flag.then_some(epoch.is_multiple_of(2)),
             force: flag,
             volume: optional,
         },
@@ -53,7 +53,7 @@ fn commands(
             uri: a,
             name: Some(c),
             control: flag.then_some(d),
-            sync_full: epoch % 3 == 0,
+            sync_full: epoch.is_multiple_of(3),
         },
         Command::Detach { volume: optional, name: a },
         Command::Quit,
