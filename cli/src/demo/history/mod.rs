@@ -126,6 +126,11 @@ impl Log {
         self.connections.iter().map(|(_, writes)| writes.len()).sum()
     }
 
+    /// How each write ended.
+    pub(crate) fn iter_ends(&self) -> impl Iterator<Item = End> {
+        self.iter().map(|(_, write)| write.end)
+    }
+
     fn find(&self, version: Version) -> Option<&Write> {
         let (_, writes) =
             self.connections.iter().find(|(connection, _)| *connection == version.connection)?;
