@@ -28,7 +28,10 @@ class DiskTest(unittest.TestCase):
     """A directory of its own, gone after the test."""
 
     def setUp(self):
-        place = tempfile.TemporaryDirectory(prefix="twinblock-interop-", dir=directory_for_disks())
+        self.use_directory(directory_for_disks())
+
+    def use_directory(self, parent):
+        place = tempfile.TemporaryDirectory(prefix="twinblock-interop-", dir=parent)
         self.addCleanup(place.cleanup)
         self.directory = pathlib.Path(place.name)
 

@@ -1,5 +1,7 @@
 """Each NBD command and each refusal, by libnbd."""
+import os
 import random
+import tempfile
 
 import nbd
 
@@ -177,6 +179,35 @@ class ReadOnlyView(PairTest):
         self.assert_refused("EPERM", handle.zero, 512, 0)
         self.assert_refused("EPERM", handle.trim, 512, 0)
         handle.pread(512, 0)
+
+
+class DirectDisk(DiskTest):
+    """Daemons that open their disks with O_DIRECT, on this machine's own disk."""
+
+    SIZE = 8 * MIB
+
+    def setUp(self):
+        super().setUp()
+        self.use_directory(tempfile.gettempdir())
+        image, _ = self.make_disks(self.SIZE, seed=4)
+        try:
+            os.close(os.open(image, os.O_RDWR | os.O_DIRECT))
+        except OSError as error:
+            self.skipTest(f"{image}: {error}")
+        self.pair = self.enter_pair(primary_arguments=["--direct"], secondary_arguments=["--direct"])
+
+    def test_misaligned_requests_are_refused_and_others_reach_both_disks(self):
+        handle = self.connect(self.pair.primary_uri, strict=False)
+        block = handle.get_block_size(nbd.SIZE_MINIMUM)
+        self.assertGreaterEqual(block, 512)
+        self.assert_refused("EINVAL", handle.pread, block, block // 2)
+        self.assert_refused("EINVAL", handle.pwrite, b"m" * (block // 2), 0)
+        handle.pwrite(b"d" * 16 * block, 3 * block)
+        handle.zero(4 * block, 5 * block)
+        handle.pwrite(b"D" * MIB, 2 * MIB)
+        self.assertEqual(handle.pread(4 * block, 2 * block),
+                         self.connect(self.pair.guest_uri).pread(block, 2 * block) + b"d" * 2 * block + bytes(block))
+        self.assert_twins(self.pair)
 
 
 class AlignedDisk(DiskTest):

@@ -10,8 +10,9 @@ from harness.link import Link
 from harness.qmp import QmpError
 
 SIZE = 8 * MIB
-# A replica that does not answer is given up after some seconds; until then the guest waits.
-PATIENCE_S = 60.0
+# A replica that does not answer is given up after this time; until then the guest waits.
+REPLICA_TIMEOUT = "2s"
+PATIENCE_S = 20.0
 
 
 class FailingReplica(DiskTest):
@@ -24,7 +25,8 @@ class FailingReplica(DiskTest):
         self.link = Link(self.directory / "link.nbd", self.directory / "secondary.nbd")
         self.addCleanup(self.link.__exit__)
         # Control does not go over the link.
-        self.pair = self.enter_pair(replica_socket="link.nbd")
+        self.pair = self.enter_pair(replica_socket="link.nbd",
+                                    primary_arguments=["--replica-timeout", REPLICA_TIMEOUT])
         self.primary = self.connect(self.pair.primary_uri)
         self.primary.pwrite(b"checkpoint" * 10_000, 100_000)
         self.pair.checkpoint()
