@@ -22,6 +22,7 @@ pub(super) fn encode(identity: Identity) -> [u8; NAME_BYTES] {
 }
 
 /// The identity that a name carries, if it is such a name.
+#[cfg(feature = "nbd-server")]
 pub(super) fn decode(name: &[u8]) -> Option<Identity> {
     let (digits, rest) = name.strip_prefix(PREFIX)?.as_chunks::<2>();
     if !rest.is_empty() || digits.len() != 16 {
@@ -34,6 +35,7 @@ pub(super) fn decode(name: &[u8]) -> Option<Identity> {
     Some(Identity(identity))
 }
 
+#[cfg(feature = "nbd-server")]
 const fn value(digit: u8) -> Option<u8> {
     match digit {
         b'0'..=b'9' => Some(digit - b'0'),

@@ -16,18 +16,22 @@
 
 #[cfg(feature = "nbd-client")]
 pub mod client;
+#[cfg(any(feature = "nbd-client", feature = "nbd-server"))]
 mod gather;
+#[cfg(any(feature = "nbd-client", feature = "nbd-server"))]
 mod identity;
+#[cfg(any(feature = "nbd-client", feature = "nbd-server"))]
 mod output;
 #[cfg(feature = "nbd-server")]
 pub mod server;
 pub mod wire;
 
-#[cfg(all(test, feature = "nbd-client", feature = "nbd-server"))]
+#[cfg(all(test, feature = "nbd-server"))]
 mod testing;
 #[cfg(all(test, feature = "nbd-client", feature = "nbd-server"))]
 mod tests;
 
+#[cfg(any(feature = "nbd-client", feature = "nbd-server"))]
 pub use output::{OutputEntry, Segment, Segments};
 
 /// The settings or the memory for a session cannot work.

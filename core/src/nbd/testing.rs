@@ -193,11 +193,16 @@ impl Server {
                 ServerEvent::Request(request) => self.held.push(request),
                 event => self.events.push(event),
             }
-            while !self.is_holding && !self.held.is_empty() {
-                self.answer(0);
-            }
+            self.answer_all();
         }
+        self.answer_all();
         taken
+    }
+
+    fn answer_all(&mut self) {
+        while !self.is_holding && !self.held.is_empty() {
+            self.answer(0);
+        }
     }
 
     /// The machine answers one of the requests that it has.
@@ -223,17 +228,16 @@ impl Server {
 
     /// Same, so many bytes at a time in and out; not all bytes need to be taken.
     pub(super) fn talk_by(&mut self, bytes: &[u8], step: usize) -> (Vec<u8>, usize) {
-        let (mut output, mut at) = (Vec::new(), 0usize);
-        loop {
+        let (mut output, mut at, mut idle) = (Vec::new(), 0usize, 0);
+        while idle < 3 {
             let end = bytes.len().min(at.saturating_add(step));
             let taken = self.receive(&bytes[at..end]);
             at += taken;
             let sent = self.send(step);
-            if taken == 0 && sent.is_empty() && self.receive(&[]) == 0 && !self.session.has_output() {
-                return (output, at);
-            }
+            idle = if taken == 0 && sent.is_empty() { idle + 1 } else { 0 };
             output.extend(sent);
         }
+        (output, at)
     }
 
     /// Nothing is in use when nothing is going on.

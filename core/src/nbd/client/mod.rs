@@ -427,5 +427,5 @@ fn fill<const N: usize>(gather: &mut Gather<N>, bytes: &mut &[u8], limit: usize)
     gather.filled() >= limit
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "nbd-server"))]
 mod tests;

@@ -94,7 +94,9 @@ pub struct TransferSlot {
     done: u64,
     /// How much of it the request with the server covers.
     now: u32,
-    /// The flush that makes a write durable is on its way.
+    /// The server cannot write durably: a flush follows.
+    needs_flush: bool,
+    /// That flush is on its way.
     is_flushing: bool,
     /// A payload of it is in the output.
     is_payload_out: bool,
@@ -115,6 +117,7 @@ impl TransferSlot {
         generation: 0,
         done: 0,
         now: 0,
+        needs_flush: false,
         is_flushing: false,
         is_payload_out: false,
         parts: Parts::NONE,
@@ -260,7 +263,7 @@ impl<'m> Transfers<'m> {
             }
             Progress::Done => {
                 slot.done += u64::from(slot.now);
-                slot.is_flushing = slot.done >= slot.extent.length && slot.is_fua();
+                slot.is_flushing = slot.done >= slot.extent.length && slot.needs_flush;
                 if slot.done < slot.extent.length || slot.is_flushing {
                     Stage::Queued
                 } else {
@@ -329,7 +332,9 @@ impl Session<'_> {
         let payload_max = u64::from(info.payload_max);
         let has_zeroes = has(TransmissionFlags::SEND_WRITE_ZEROES);
         let mut flags = CommandFlags::empty();
-        flags.set(CommandFlags::FUA, slot.is_fua() && has(TransmissionFlags::SEND_FUA));
+        let has_fua = has(TransmissionFlags::SEND_FUA);
+        flags.set(CommandFlags::FUA, slot.is_fua() && has_fua);
+        slot.needs_flush = slot.is_fua() && !has_fua && has(TransmissionFlags::SEND_FLUSH);
         let (command, length) = match slot.action {
             _ if slot.is_flushing => (command::FLUSH, 0),
             Action::Flush => (command::FLUSH, 0),

@@ -443,7 +443,8 @@ impl<'m> Session<'m> {
 
     /// The connection is gone: what was not sent is dropped and buffers are released, except those of pieces that are
     /// with the machine, which are released as they are replied. A request of which only some pieces were handed out
-    /// stays incomplete: the machine is told by whoever tells it that the connection has closed. No event follows.
+    /// stays incomplete: the machine is told by whoever tells it that the connection has closed. No event follows. What
+    /// the client sent before the end is to be handed in first, as far as it still matters.
     pub fn abandon<P: Pool + ?Sized>(&mut self, pool: &mut P) {
         self.output.clear(|data, _| pool.release(data.buffer));
         if !self.is_closed() {

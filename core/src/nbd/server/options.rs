@@ -111,7 +111,7 @@ impl Session<'_> {
             self.enter(State::OptionDrain { option, left });
             return if taken == 0 { Step::Wait } else { Step::Took(taken) };
         }
-        let kind = match option {
+        let (kind, text) = match option {
             // It has no error path.
             option::EXPORT_NAME => {
                 self.close(false, pool);
@@ -122,16 +122,13 @@ impl Session<'_> {
             | option::GO
             | option::STRUCTURED_REPLY
             | option::LIST_META_CONTEXT
-            | option::SET_META_CONTEXT => option_reply::ERR_TOO_BIG,
-            _ => option_reply::ERR_UNSUP,
+            | option::SET_META_CONTEXT => (option_reply::ERR_TOO_BIG, "too much data for this option"),
+            _ => (option_reply::ERR_UNSUP, "unknown option"),
         };
         if option == option::SET_META_CONTEXT {
             self.agreed.contexts = Contexts::default();
         }
-        self.enter(State::Answer {
-            option,
-            answer: Answer::One { kind, text: "too much data for this option" },
-        });
+        self.enter(State::Answer { option, answer: Answer::One { kind, text } });
         Step::Took(taken)
     }
 

@@ -36,7 +36,8 @@ impl Session<'_> {
         match RequestHeader::decode(header) {
             None => self.close(false, pool),
             Some(RequestHeader { command: command::DISC, .. }) => {
-                let clean = self.requests.count() == 0 && self.output.is_empty();
+                // A reply that is still on its way does not matter: what was asked for has been done.
+                let clean = self.requests.count() == 0;
                 self.close(clean, pool);
             }
             Some(header) => {
@@ -261,6 +262,9 @@ impl Session<'_> {
         if open.outstanding >= pieces_max || self.pieces.is_full() {
             return None;
         }
+        // Once a piece has failed only the last one follows, by which the machine sees the request end.
+        let last = open.extent.end().saturating_sub(1) & !(u64::from(unit) - 1);
+        let next = if open.failure.is_some() { next.max(last) } else { next };
         let extent = match open.command {
             Command::Flush => Extent::default(),
             _ => piece_at(open.extent, next, unit),
