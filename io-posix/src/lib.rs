@@ -22,6 +22,7 @@ pub mod disk;
 mod errno;
 pub mod lock;
 pub mod memory;
+pub mod nbd_disk;
 pub mod poller;
 pub mod ram;
 #[expect(

@@ -350,23 +350,23 @@ impl AsFd for Stream {
 }
 
 /// How many segments leave in one system call.
-pub const SEGMENTS_MAX: usize = 64;
+pub const BATCH_MAX: usize = 64;
 
-/// Segments gathered for one [`Stream::send`], on the stack.
+/// Batch gathered for one [`Stream::send`], on the stack.
 #[derive(Debug)]
-pub struct Segments<'a> {
-    slices: [IoSlice<'a>; SEGMENTS_MAX],
+pub struct Batch<'a> {
+    slices: [IoSlice<'a>; BATCH_MAX],
     count: usize,
     bytes: usize,
 }
 
-impl Default for Segments<'_> {
+impl Default for Batch<'_> {
     fn default() -> Self {
-        Self { slices: [IoSlice::new(&[]); SEGMENTS_MAX], count: 0, bytes: 0 }
+        Self { slices: [IoSlice::new(&[]); BATCH_MAX], count: 0, bytes: 0 }
     }
 }
 
-impl<'a> Segments<'a> {
+impl<'a> Batch<'a> {
     /// Adds one; `false` if there is no room for it. Empty ones take none.
     pub fn push(&mut self, bytes: &'a [u8]) -> bool {
         if bytes.is_empty() {

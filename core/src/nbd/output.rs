@@ -64,6 +64,11 @@ impl<'m> Output<'m> {
         Self { ring, ring_start: 0, ring_length: 0, entries, entry_start: 0, entry_count: 0, sent: 0 }
     }
 
+    #[cfg(feature = "nbd-client")]
+    pub(super) const fn capacity_bytes(&self) -> usize {
+        self.ring.len()
+    }
+
     pub(super) const fn is_empty(&self) -> bool {
         self.entry_count == 0
     }

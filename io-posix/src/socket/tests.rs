@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::sockopt;
 
-use super::{Connecting, ListenOptions, Listener, PeerTimeout, SEGMENTS_MAX, Segments, Stream, Target};
+use super::{BATCH_MAX, Batch, Connecting, ListenOptions, Listener, PeerTimeout, Stream, Target};
 use crate::address::Address;
 use crate::poller::{Interest, Poller};
 
@@ -161,11 +161,11 @@ fn a_port_in_use_is_named() {
 
 #[test]
 fn segments_are_gathered_up_to_their_number() {
-    let mut segments = Segments::default();
+    let mut segments = Batch::default();
     assert!(segments.push(b""));
-    for _ in 0..SEGMENTS_MAX {
+    for _ in 0..BATCH_MAX {
         assert!(segments.push(b"ab"));
     }
     assert!(!segments.push(b"c"));
-    assert_eq!((segments.slices().len(), segments.byte_count()), (SEGMENTS_MAX, 2 * SEGMENTS_MAX));
+    assert_eq!((segments.slices().len(), segments.byte_count()), (BATCH_MAX, 2 * BATCH_MAX));
 }

@@ -242,6 +242,21 @@ impl<'m> Session<'m> {
         Ok(())
     }
 
+    /// Makes it ready for a connection to another export, or as another client.
+    ///
+    /// # Errors
+    /// [`Refused::Busy`] as for [`Session::reset`]; [`Refused::NoRoom`] if the name is too long for the output. Nothing
+    /// was changed.
+    pub fn reset_for(&mut self, config: ClientConfig<'m>) -> Result<(), Refused> {
+        let name = config.export.len();
+        if name > STRING_MAX || self.output.capacity_bytes() < OUTPUT_BYTES_MIN + 2 * name {
+            return Err(Refused::NoRoom);
+        }
+        self.reset()?;
+        self.config = config;
+        Ok(())
+    }
+
     /// What the server has said, once the handshake is over.
     #[must_use]
     pub const fn info(&self) -> Option<&ServerInfo> {
