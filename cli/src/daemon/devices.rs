@@ -1,6 +1,5 @@
 //! The devices of a volume, whatever they are: each is chosen by what the user wrote.
 
-use twinblock_core::Errno;
 use twinblock_core::block::{BlockDevice, Completion, Geometry, QueueFull, Transfer};
 use twinblock_io_posix::disk::Disk;
 use twinblock_io_posix::memory::HostPool;
@@ -76,42 +75,31 @@ impl BlockDevice<HostPool> for AnyBuffer {
     }
 }
 
-/// One place for a link to a replica.
-#[derive(Debug, Default)]
-pub(super) struct ReplicaLink {
-    disk: Option<Box<NbdDisk>>,
-    /// What was submitted while there is none; the machine never does that to one that is not attached.
-    lost: Option<Completion>,
-}
+/// One place for a link to a replica. It is closed while no replica is attached there; the machine then submits nothing,
+/// and what were submitted would fail.
+#[derive(Debug)]
+pub(super) struct ReplicaLink(Box<NbdDisk>);
 
 impl ReplicaLink {
-    pub(super) fn disk_mut(&mut self) -> Option<&mut NbdDisk> {
-        self.disk.as_deref_mut()
+    pub(super) fn new(disk: NbdDisk) -> Self {
+        Self(Box::new(disk))
     }
 
-    pub(super) fn set(&mut self, disk: Option<NbdDisk>) {
-        self.disk = disk.map(Box::new);
+    pub(super) fn disk_mut(&mut self) -> &mut NbdDisk {
+        &mut self.0
     }
 }
 
 impl BlockDevice<HostPool> for ReplicaLink {
     fn geometry(&self) -> Geometry {
-        let none = Geometry { size_bytes: 0, block_bytes: 1, capabilities: Default::default() };
-        self.disk.as_ref().map_or(none, |disk| disk.geometry())
+        self.0.geometry()
     }
 
     fn submit(&mut self, transfer: Transfer, memory: &mut HostPool) -> Result<(), QueueFull> {
-        match &mut self.disk {
-            Some(disk) => disk.submit(transfer, memory),
-            None if self.lost.is_some() => Err(QueueFull),
-            None => {
-                self.lost = Some(Completion { tag: transfer.tag, result: Err(Errno::Io) });
-                Ok(())
-            }
-        }
+        self.0.submit(transfer, memory)
     }
 
     fn poll(&mut self, memory: &mut HostPool) -> Option<Completion> {
-        self.lost.take().or_else(|| self.disk.as_mut()?.poll(memory))
+        self.0.poll(memory)
     }
 }

@@ -188,7 +188,7 @@ impl Volume {
             Machine::Secondary(driver) => (&mut driver.devices_mut().disk, &mut [][..]),
         };
         let replicas = links.iter_mut().enumerate();
-        let replicas = replicas.filter_map(|(index, link)| Some((Some(index as u8), link.disk_mut()?)));
+        let replicas = replicas.map(|(index, link)| (Some(index as u8), link.disk_mut()));
         disk.nbd_mut().map(|disk| (None, disk)).into_iter().chain(replicas)
     }
 

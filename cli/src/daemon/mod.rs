@@ -1,0 +1,455 @@
+//! The daemon: one thread that carries bytes between sockets, machines and devices.
+//!
+//! | module | what is there |
+//! |---|---|
+//! | `build` | from a specification to volumes |
+//! | `clients` | NBD clients |
+//! | `managers`, `jobs`, `execute` | managers, what they wait for, what their commands do |
+//! | `links`, `pair` | control links to secondaries, and the checkpoint of the pair over them |
+//! | `volume`, `devices` | a machine with its devices |
+//!
+//! Each turn of the loop waits, lets every socket and machine do what it can, and then sends what has gathered.
+
+mod build;
+mod clients;
+mod devices;
+mod execute;
+mod jobs;
+mod links;
+mod managers;
+mod pair;
+mod token;
+mod volume;
+
+use std::collections::HashMap;
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tracing::{debug, error, info, warn};
+use twinblock_core::control::{EventReport, error_name, replica_state_name};
+use twinblock_core::driver::Emitted;
+use twinblock_core::node::Operation;
+use twinblock_core::secondary::Port;
+use twinblock_core::{Event, Extent, Identity, Micros, Notice, Op, Request, RequestId};
+use twinblock_io_posix::memory::{HostPool, PoolSizes};
+use twinblock_io_posix::nbd_disk::LinkEvent as DiskEvent;
+use twinblock_io_posix::poller::{Interest, Poller, Ready, Registration};
+use twinblock_io_posix::socket::{ListenOptions, Listener, PeerTimeout};
+use twinblock_io_posix::workers::{HELPERS, Workers};
+
+use crate::failure::Failure;
+use crate::spec::{Address, DaemonSpec, VolumeSpec};
+use clients::{Clients, Exported};
+use jobs::{Jobs, Waiter, Waiting};
+use links::Links;
+use managers::Managers;
+use pair::Pair;
+use token::{Kind, token};
+use volume::Volume;
+
+/// Buffers of the pool beside the machines' own.
+const SMALL_BUFFERS: u16 = 512;
+const LARGE_BUFFERS: u16 = 48;
+/// How long the end may take: requests that are held or wait for a dead device do not keep a daemon alive.
+const END_MAX: Micros = Micros::from_ms(10_000);
+/// Requests of the daemon itself carry this in the upper half of their identifiers; no client's place has it.
+const OWN_REQUESTS: u32 = (u16::MAX as u32) << 16;
+
+/// Where the daemon stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    Serving,
+    /// Requests are being finished.
+    Finishing { deadline: Micros },
+    /// Disks are being flushed.
+    Flushing { deadline: Micros, remaining: usize },
+    /// Replicas are told goodbye.
+    Leaving { deadline: Micros },
+}
+
+/// A daemon with all its volumes.
+struct Daemon {
+    started: Instant,
+    /// The time of this turn.
+    now: Micros,
+    life: Life,
+    poller: Poller,
+    pool: HostPool,
+    volumes: Vec<Volume>,
+    nbd_places: Vec<(usize, Option<u8>)>,
+    clients: Clients,
+    managers: Managers,
+    control: Listener,
+    jobs: Jobs,
+    pair: Pair,
+    links: Links,
+    signals: (UnixStream, Registration),
+    identity: Identity,
+    replica_timeout: Micros,
+    peer_timeout: Duration,
+    ready: Vec<Ready>,
+    /// Dropped last: disks give their work to them.
+    _workers: Workers,
+}
+
+/// Runs a daemon until a signal or a manager ends it.
+///
+/// # Errors
+/// It could not be started, or could not end cleanly.
+pub(crate) fn run(spec: &DaemonSpec) -> Result<(), Failure> {
+    let mut daemon = Daemon::start(spec)?;
+    let result = daemon.serve();
+    info!("ended");
+    result
+}
+
+impl Daemon {
+    fn start(spec: &DaemonSpec) -> Result<Self, Failure> {
+        let started = Instant::now();
+        let failed = |what: &str, error: &dyn std::fmt::Display| Failure::Refused(format!("{what}: {error}"));
+        let descriptors = spec.connections_max.saturating_add(512);
+        let mut poller = Poller::new(descriptors).map_err(|error| failed("cannot start", &error))?;
+        let signals = signals(&mut poller).map_err(|error| failed("cannot hear signals", &error))?;
+        let workers =
+            Workers::start(HELPERS, &poller.waker()).map_err(|error| failed("cannot start threads", &error))?;
+        let secondaries = spec.volumes.iter().filter(|volume| matches!(volume, VolumeSpec::Secondary(_))).count();
+        let sizes = PoolSizes {
+            small_count: SMALL_BUFFERS,
+            large_count: LARGE_BUFFERS + secondaries as u16 * build::SCRATCH,
+            ..PoolSizes::default()
+        };
+        let mut pool = HostPool::new(sizes).map_err(|error| failed("cannot take memory", &error))?;
+        let mut workshop = build::Workshop {
+            spec,
+            pool: &mut pool,
+            workers: &workers,
+            served: HashMap::new(),
+            nbd_places: Vec::new(),
+        };
+        let mut volumes = Vec::with_capacity(spec.volumes.len());
+        for (index, volume) in spec.volumes.iter().enumerate() {
+            volumes.push(workshop.make(index, volume)?);
+        }
+        let (served, nbd_places) = (workshop.served, workshop.nbd_places);
+        let window_bytes = pool.large_bytes();
+        let mut clients = Clients::new(spec.connections_max, window_bytes, spec.peer_timeout.0);
+        for (address, exports) in served {
+            let listener = listen(&address, false, spec.peer_timeout.0)?;
+            clients.listen(listener, Exported(exports), &mut poller).map_err(Failure::Refused)?;
+        }
+        let identity = new_identity().map_err(|error| failed("cannot choose an identity", &error))?;
+        let mut daemon = Self {
+            started,
+            now: Micros(0),
+            life: Life::Serving,
+            pool,
+            volumes,
+            nbd_places,
+            clients,
+            managers: Managers::new(),
+            // Bound last: when it answers, the exports are served.
+            control: listen(&spec.control, true, spec.peer_timeout.0)?,
+            jobs: Jobs::default(),
+            pair: Pair::new(spec),
+            links: Links::new(identity, spec.peer_timeout.0),
+            signals,
+            identity,
+            replica_timeout: Micros(spec.replica_timeout.0.as_micros() as u64),
+            peer_timeout: spec.peer_timeout.0,
+            ready: Vec::with_capacity(usize::from(descriptors)),
+            poller,
+            _workers: workers,
+        };
+        daemon.poller.register(&daemon.control, Interest::READ, token(Kind::ControlListener, 0));
+        daemon.begin(spec)?;
+        Ok(daemon)
+    }
+
+    /// Attaches the replicas and starts, if that is wanted.
+    fn begin(&mut self, spec: &DaemonSpec) -> Result<(), Failure> {
+        for (index, volume) in spec.volumes.iter().enumerate() {
+            let VolumeSpec::Primary(primary) = volume else { continue };
+            for replica in &primary.replicas {
+                let control = replica.control.as_ref().map(ToString::to_string);
+                let uri = replica.uri.to_string();
+                self.attach(index, &uri, &replica.name, control.as_deref(), false, Waiter::Log("attaching"))
+                    .map_err(Failure::Refused)?;
+            }
+        }
+        if spec.start {
+            let job = self.jobs.begin(Waiter::Log("starting"));
+            for volume in 0..self.volumes.len() {
+                let primary = self.volumes[volume].is_primary();
+                self.order(volume, job, Operation::Start { primary });
+            }
+            self.end_job(job);
+        }
+        for volume in &self.volumes {
+            let report = volume.report();
+            info!(
+                volume = volume.name,
+                role = report.role.name(),
+                size_bytes = report.size_bytes,
+                granule_bytes = report.granule_bytes,
+                "serving"
+            );
+        }
+        info!(control = %self.control.address(), "ready");
+        Ok(())
+    }
+
+    fn serve(&mut self) -> Result<(), Failure> {
+        loop {
+            self.turn();
+            if self.has_ended() {
+                return Ok(());
+            }
+            let timeout = self.next_deadline().map(|due| Duration::from_micros(due.since(self.now).0));
+            if let Err(error) = self.poller.wait(timeout) {
+                return Err(Failure::Refused(format!("waiting for sockets: {error}")));
+            }
+            self.now = Micros(self.started.elapsed().as_micros() as u64);
+            self.ready.clear();
+            self.ready.extend(self.poller.ready());
+            for place in 0..self.ready.len() {
+                self.dispatch(self.ready[place]);
+            }
+        }
+    }
+
+    fn dispatch(&mut self, ready: Ready) {
+        let Some((kind, index)) = token::split(ready.token) else { return };
+        match kind {
+            Kind::Listener => self.clients.accept(index, self.now, &mut self.poller),
+            Kind::Client => self.clients.on_ready(index, ready),
+            Kind::ControlListener => self.managers.accept(&self.control, &mut self.poller),
+            Kind::Manager => {
+                self.managers.on_ready(index, ready, &mut self.poller);
+                while let Some((manager, message)) = self.managers.next_message(index) {
+                    self.execute(manager, &message);
+                }
+            }
+            Kind::Link => self.links.on_ready(index, ready, self.now, &mut self.poller),
+            Kind::NbdDisk => {
+                if let Some((volume, replica)) = self.nbd_places.get(index).copied()
+                    && let Some(volume) = self.volumes.get_mut(volume)
+                    && let Some((_, disk)) = volume.nbd_disks().find(|(which, _)| *which == replica)
+                {
+                    disk.ready(ready);
+                }
+            }
+            Kind::Signal => self.on_signal(),
+        }
+    }
+
+    /// Lets everything do what it can, then sends.
+    fn turn(&mut self) {
+        self.clients.tick(self.now, &mut self.volumes, &mut self.pool, &mut self.poller);
+        self.links.tick(self.now, &mut self.poller);
+        self.tick_pair();
+        loop {
+            let mut has_worked = self.service_nbd_disks();
+            has_worked |= self.clients.serve(self.now, &mut self.volumes, &mut self.pool, &mut self.poller);
+            for volume in 0..self.volumes.len() {
+                has_worked |= self.pump(volume);
+            }
+            has_worked |= self.coordinate();
+            has_worked |= self.live_on();
+            if !has_worked {
+                break;
+            }
+        }
+        self.clients.flush(self.now, &mut self.volumes, &mut self.pool, &mut self.poller);
+        self.managers.flush(&mut self.poller);
+        self.links.flush(self.now, &mut self.poller);
+    }
+
+    /// Runs a machine. Whether it had anything to do.
+    fn pump(&mut self, volume: usize) -> bool {
+        let mut has_worked = false;
+        while let Some(emitted) = self.volumes[volume].poll(self.now, &mut self.pool) {
+            has_worked = true;
+            match emitted {
+                Emitted::Reply(reply) if reply.id.0 >= OWN_REQUESTS => self.flushed(volume, reply.result.is_ok()),
+                Emitted::Reply(reply) => self.clients.reply(reply, &mut self.pool),
+                Emitted::Notice(Notice::Close(connection)) => {
+                    let (volumes, pool) = (&mut self.volumes, &mut self.pool);
+                    self.clients.close(connection, self.now, volumes, pool, &mut self.poller);
+                }
+                Emitted::Notice(Notice::Answer(command, result)) => match self.jobs.answered(command) {
+                    Waiting::Job { job, volume } => self.answered(job, volume, result),
+                    Waiting::Barrier { volume } => self.barrier_answered(volume, result),
+                    Waiting::Pair { .. } | Waiting::Nobody => {}
+                },
+                Emitted::Notice(Notice::Event(event)) => self.tell(volume, event),
+            }
+        }
+        has_worked
+    }
+
+    /// Passes an event on to managers, the log, and the checkpoint of the pair.
+    fn tell(&mut self, volume: usize, event: Event) {
+        let this = &self.volumes[volume];
+        let replica = match event {
+            Event::Replica(index, _) => this.replicas.get(usize::from(index)).and_then(Option::as_ref),
+            _ => None,
+        };
+        let name = replica.map_or("", |replica| replica.name.as_str());
+        match event {
+            Event::Stage(stage) => info!(volume = this.name, stage = stage.name(), "stage"),
+            Event::Error(kind) => warn!(volume = this.name, kind = error_name(kind), "error"),
+            Event::Replica(_, state) => {
+                info!(volume = this.name, replica = name, state = replica_state_name(state), "replica");
+            }
+            other => debug!(volume = this.name, event = ?other, "event"),
+        }
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let at = Micros(at.as_micros() as u64);
+        self.managers.tell(&EventReport { volume: &this.name, event, replica: name, at });
+        if let Event::Replica(_, state) = event
+            && let Some(member) = replica.and_then(|replica| replica.member)
+        {
+            self.pair.replica_changed(self.now, member, state);
+        }
+    }
+
+    /// Lets links to replicas and NBD disks work. Whether something has happened that machines must hear of.
+    fn service_nbd_disks(&mut self) -> bool {
+        let mut has_worked = false;
+        for volume in 0..self.volumes.len() {
+            let mut told: heapless::Vec<(Option<u8>, DiskEvent), 16> = heapless::Vec::new();
+            for (which, disk) in self.volumes[volume].nbd_disks() {
+                disk.service(self.now, &mut self.pool, &mut self.poller);
+                while let Some(event) = disk.poll_event() {
+                    let _ = told.push((which, event));
+                }
+            }
+            has_worked |= !told.is_empty();
+            for (which, event) in told {
+                self.link_changed(volume, which, event);
+            }
+        }
+        has_worked
+    }
+
+    fn next_deadline(&mut self) -> Option<Micros> {
+        let volumes = self.volumes.iter().filter_map(Volume::poll_timeout).min();
+        let disks = self.volumes.iter_mut().flat_map(Volume::nbd_disks);
+        let disks = disks.filter_map(|(_, disk)| disk.next_deadline()).min();
+        let life = match self.life {
+            Life::Serving => None,
+            Life::Finishing { deadline } | Life::Flushing { deadline, .. } | Life::Leaving { deadline } => {
+                Some(deadline)
+            }
+        };
+        let others = [
+            volumes,
+            disks,
+            self.clients.next_deadline(),
+            self.links.next_deadline(),
+            self.pair.next_deadline(),
+            life,
+        ];
+        others.into_iter().flatten().min()
+    }
+
+    fn on_signal(&mut self) {
+        let mut bytes = [0; 16];
+        let _ = self.signals.0.read(&mut bytes);
+        if self.life == Life::Serving {
+            info!("ending: requests are finished and disks flushed");
+            self.end();
+        } else {
+            warn!("asked twice to end: ending at once");
+            self.life = Life::Leaving { deadline: self.now };
+        }
+    }
+
+    /// Begins to end.
+    fn end(&mut self) {
+        if self.life == Life::Serving {
+            self.clients.stop(&mut self.poller);
+            self.life = Life::Finishing { deadline: self.now.after(END_MAX) };
+        }
+    }
+
+    /// Takes the next step of the end. Whether it was one.
+    fn live_on(&mut self) -> bool {
+        let volumes_quiet = self.volumes.iter().all(|volume| volume.in_flight() == 0);
+        match self.life {
+            Life::Finishing { deadline } if volumes_quiet || deadline <= self.now => {
+                if !volumes_quiet {
+                    warn!("some requests could not be finished in time");
+                }
+                self.life = Life::Flushing { deadline: self.now.after(END_MAX), remaining: self.volumes.len() };
+                for volume in 0..self.volumes.len() {
+                    self.flush_disk(volume);
+                }
+                true
+            }
+            Life::Flushing { remaining, deadline } if remaining == 0 || deadline <= self.now => {
+                if remaining != 0 {
+                    error!("some disks could not be flushed in time");
+                }
+                self.life = Life::Leaving { deadline: self.now.after(END_MAX) };
+                for (_, disk) in self.volumes.iter_mut().flat_map(Volume::nbd_disks) {
+                    disk.close();
+                }
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn has_ended(&mut self) -> bool {
+        let Life::Leaving { deadline } = self.life else { return false };
+        let has_left = self.volumes.iter_mut().flat_map(Volume::nbd_disks).all(|(_, disk)| disk.is_closed());
+        deadline <= self.now || (has_left && self.clients.is_quiet())
+    }
+
+    /// Asks a volume to flush, as a client of its own.
+    fn flush_disk(&mut self, volume: usize) {
+        let connection = self.clients.new_connection();
+        let flush = Request::whole(RequestId(OWN_REQUESTS | volume as u32), Op::Flush, Extent::default());
+        let this = &mut self.volumes[volume];
+        let offered = this
+            .open(self.now, connection, Port::Replication, None)
+            .and_then(|()| this.request(self.now, connection, flush));
+        if offered.is_err() {
+            self.flushed(volume, false);
+        }
+    }
+
+    fn flushed(&mut self, volume: usize, is_done: bool) {
+        if !is_done {
+            error!(volume = self.volumes[volume].name, "the disk could not be flushed");
+        }
+        if let Life::Flushing { deadline, remaining } = self.life {
+            self.life = Life::Flushing { deadline, remaining: remaining.saturating_sub(1) };
+        }
+    }
+}
+
+fn listen(address: &Address, is_private: bool, peer_timeout: Duration) -> Result<Listener, Failure> {
+    let options = ListenOptions { is_private, peer_timeout: PeerTimeout(peer_timeout) };
+    let address = address.to_string().parse().map_err(|error| Failure::Usage(format!("{address}: {error}")))?;
+    Listener::bind(&address, options).map_err(|error| Failure::Refused(error.to_string()))
+}
+
+fn signals(poller: &mut Poller) -> std::io::Result<(UnixStream, Registration)> {
+    let (here, there) = UnixStream::pair()?;
+    here.set_nonblocking(true)?;
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        signal_hook::low_level::pipe::register(signal, there.try_clone()?)?;
+    }
+    let registration = poller.register(&here, Interest::READ, token(Kind::Signal, 0));
+    let registration = registration.ok_or(std::io::ErrorKind::OutOfMemory)?;
+    Ok((here, registration))
+}
+
+fn new_identity() -> std::io::Result<Identity> {
+    let mut bytes = [0; 16];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(Identity(bytes))
+}
