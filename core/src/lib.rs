@@ -25,6 +25,7 @@ extern crate std;
 pub mod bitmap;
 pub mod block;
 pub mod buffer;
+#[cfg(any(feature = "primary", feature = "secondary"))]
 mod connection;
 pub mod control;
 pub mod driver;
@@ -42,6 +43,7 @@ mod request;
 pub mod secondary;
 mod time;
 
+#[cfg(any(feature = "primary", feature = "secondary"))]
 pub use connection::Connection;
 pub use errno::Errno;
 pub use extent::Extent;

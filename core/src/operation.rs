@@ -238,9 +238,11 @@ pub enum Output {
 
 /// Notices that wait to be polled. Answers and closings always find room; an event that finds none is dropped, as
 /// what it tells can be asked for.
+#[cfg(any(feature = "primary", feature = "secondary"))]
 #[derive(Debug, Default)]
 pub(crate) struct Notices(heapless::Deque<Notice, 32>);
 
+#[cfg(any(feature = "primary", feature = "secondary"))]
 impl Notices {
     /// Places that events leave free.
     const RESERVE: usize = 16;
@@ -250,6 +252,7 @@ impl Notices {
         debug_assert!(kept.is_ok(), "at most one operation is pending, and none is taken while many wait");
     }
 
+    #[cfg(feature = "secondary")]
     pub(crate) fn close(&mut self, connection: ConnectionId) {
         // One that finds no room is asked for again by the next request that waits for it.
         let _ = self.0.push_back(Notice::Close(connection));

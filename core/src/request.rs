@@ -1,6 +1,8 @@
 //! What clients ask of a machine, and what it answers.
 
-use crate::{Data, Errno, Extent, Refused};
+#[cfg(any(feature = "primary", feature = "secondary"))]
+use crate::Refused;
+use crate::{Data, Errno, Extent};
 
 /// Chosen by whoever offers a request and given back in its [`Reply`]; the machine does not look into it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -80,6 +82,7 @@ impl Request {
 
     /// Whether a volume of `size_bytes` in blocks of `block_bytes` can take it as one piece of at most `window_bytes`
     /// (a power of two). A status request may be longer.
+    #[cfg(any(feature = "primary", feature = "secondary"))]
     pub(crate) fn check(&self, size_bytes: u64, block_bytes: u32, window_bytes: u32) -> Result<(), Refused> {
         let Extent { offset, length } = self.extent;
         let end = offset.checked_add(length).ok_or(Refused::BadRequest)?;

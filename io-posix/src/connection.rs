@@ -6,10 +6,10 @@
 
 use std::io;
 
+use twinblock_core::nbd::OutputEntry;
 use twinblock_core::nbd::Segment;
 use twinblock_core::nbd::server::{Exports, ServerConfig, ServerEvent, ServerMemory, Session};
 use twinblock_core::nbd::server::{PieceSlot, RequestSlot};
-use twinblock_core::nbd::OutputEntry;
 use twinblock_core::{Memory, Reply};
 
 use crate::memory::HostPool;

@@ -15,7 +15,6 @@ use crate::{Data, Errno, Extent, Memory, Outcome};
 bitflags::bitflags! {
     /// What a device can do beyond reading and writing.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-    #[cfg_attr(feature = "defmt", derive(defmt::Format))]
     pub struct Capabilities: u8 {
         /// It has a cache that a flush makes durable.
         const FLUSH = 1;
@@ -27,6 +26,13 @@ bitflags::bitflags! {
         const STATUS = 1 << 3;
         /// It takes no modifications.
         const READ_ONLY = 1 << 4;
+    }
+}
+
+#[cfg(feature = "defmt")]
+impl defmt::Format for Capabilities {
+    fn format(&self, formatter: defmt::Formatter<'_>) {
+        defmt::write!(formatter, "Capabilities({=u8:#b})", self.bits());
     }
 }
 

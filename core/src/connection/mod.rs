@@ -18,6 +18,10 @@ impl<T> Connection<T> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Open<T> {
     pub(crate) connection: ConnectionId,
+    #[cfg_attr(
+        not(feature = "secondary"),
+        expect(dead_code, reason = "only the secondary asks who a client is")
+    )]
     pub(crate) about: T,
     /// Modifications received, whole requests.
     pub(crate) modifications: u64,

@@ -185,6 +185,7 @@ impl EventReport<'_> {
 pub(super) const BUFFER_FULL: &str = "BUFFER_FULL";
 
 /// Why a prepare was refused, where the primary must know it.
+#[cfg(feature = "control")]
 pub(super) const REASON_MISSING: &str = "missing";
 
 /// How full a buffer is said to be.

@@ -13,9 +13,9 @@
 //!                                        stop without failover
 //! ```
 //!
-//! A request goes through phases ([`entry::Phase`]): it waits for its turn; a modification by the primary keeps what
-//! it replaces ([`keep`]) and is written through; a guest request walks over the parts of its extent that lie together
-//! ([`guest`]). An operation that ends an epoch raises a *barrier* ([`operation`]): later requests wait until the
+//! A request goes through phases (`entry::Phase`): it waits for its turn; a modification by the primary keeps what
+//! it replaces (`keep`) and is written through; a guest request walks over the parts of its extent that lie together
+//! (`guest`). An operation that ends an epoch raises a *barrier* (`operation`): later requests wait until the
 //! earlier ones have ended.
 //!
 //! # Invariants

@@ -1,10 +1,12 @@
-//! What the test programs share: a disk in RAM, the panic handler and the guard below the stack.
+//! What the test programs share: a disk in RAM, a secondary over such disks, the panic handler and the guard below the stack.
 #![no_std]
 
 mod disk;
+mod node;
 mod stack;
 
 pub use disk::RamDisk;
+pub use node::{DISK_BYTES, GUEST, Node, PRIMARY, WINDOW};
 pub use stack::{StackUse, guard_stack, stack_use};
 
 use cortex_m as _;

@@ -1,7 +1,7 @@
 use super::super::*;
 use super::{cases, text, written};
-use crate::control::{Answer, BufferLevel, EventReport};
 use crate::control::RefusalText;
+use crate::control::{Answer, BufferLevel, EventReport};
 use crate::{Event, Micros, Refused, Stage};
 use proptest::prelude::*;
 use std::vec;
