@@ -14,6 +14,7 @@ use std::process::ExitCode;
 
 use args::{Cli, Command};
 use clap::Parser;
+use commands::NewReplica;
 use failure::Failure;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -42,19 +43,41 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Secondary(flags) => serve(&flags.into_spec()),
         Command::Primary(flags) => serve(&flags.into_spec()),
         Command::Daemon { config } => serve(&config::load(&config)?),
-        Command::Start(control) => commands::start(&control),
-        Command::Checkpoint { force, control } => commands::checkpoint(&control, force),
-        Command::Stop { failover, force, control } => commands::stop(&control, failover, force),
+        Command::Start { volume, control } => commands::start(&control, volume.as_deref()),
+        Command::Checkpoint { force, volume, control } => {
+            commands::checkpoint(&control, force, volume.as_deref())
+        }
+        Command::Stop { failover, force, volume, control } => {
+            commands::stop(&control, failover, force, volume.as_deref())
+        }
         Command::Status { json, watch, control } => commands::show(&control, json, watch.map(|span| span.0)),
-        Command::Attach { uri, name, volume, replica_control, control } => {
-            commands::attach(&control, &uri, name.as_deref(), volume.as_deref(), replica_control.as_ref())
+        Command::Attach { uri, name, volume, replica_control, sync, control } => {
+            commands::attach(&control, NewReplica { uri, name, volume, control: replica_control, sync })
         }
         Command::Detach { name, volume, control } => commands::detach(&control, &name, volume.as_deref()),
-        Command::Demo(_) => Err(Failure::Refused("the demo is not part of this build".into())),
+        Command::Demo(args) => demo::run(&args),
     }
 }
 
 fn serve(spec: &spec::DaemonSpec) -> Result<(), Failure> {
     spec.check().map_err(Failure::Usage)?;
+    if spec.end_with_parent {
+        end_with_parent()?;
+    }
     Err(Failure::Refused("serving is not part of this build".into()))
+}
+
+/// SIGTERM arrives when the thread that started this process ends.
+#[cfg(target_os = "linux")]
+fn end_with_parent() -> Result<(), Failure> {
+    use rustix::process::{Signal, set_parent_process_death_signal};
+    set_parent_process_death_signal(Some(Signal::TERM)).map_err(|error| {
+        Failure::Refused(format!("cannot end with the process that started this one: {error}"))
+    })
+}
+
+/// Only Linux can say when the process that started this one ends.
+#[cfg(not(target_os = "linux"))]
+fn end_with_parent() -> Result<(), Failure> {
+    Ok(())
 }

@@ -7,7 +7,7 @@ mod tests;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(crate) use daemon::{PrimaryArgs, SecondaryArgs, default_replica_name};
 pub(crate) use refusal::one_line;
 
@@ -63,7 +63,13 @@ pub(crate) enum Command {
         config: PathBuf,
     },
     /// Start replication of all volumes of a daemon.
-    Start(Control),
+    Start {
+        /// Only this volume.
+        #[arg(long, value_name = "NAME")]
+        volume: Option<String>,
+        #[command(flatten)]
+        control: Control,
+    },
     /// Take a checkpoint: on a secondary the guest view moves on; on a primary with known secondaries, the
     /// checkpoint of the pair.
     Checkpoint {
@@ -71,6 +77,9 @@ pub(crate) enum Command {
         /// becomes part of the checkpoint.
         #[arg(long)]
         force: bool,
+        /// Only this volume.
+        #[arg(long, value_name = "NAME")]
+        volume: Option<String>,
         #[command(flatten)]
         control: Control,
     },
@@ -83,6 +92,9 @@ pub(crate) enum Command {
         /// Take the secondary disk as it is although something is known to be missing on it.
         #[arg(long, conflicts_with = "failover")]
         force: bool,
+        /// Only this volume.
+        #[arg(long, value_name = "NAME")]
+        volume: Option<String>,
         #[command(flatten)]
         control: Control,
     },
@@ -103,14 +115,17 @@ pub(crate) enum Command {
         #[arg(value_name = "NBD-URI")]
         uri: NbdUri,
         /// What `detach` and `status` shall call it.
-        #[arg(long)]
+        #[arg(long, value_name = "NAME")]
         name: Option<String>,
         /// The primary's volume; needed only where there are several.
-        #[arg(long)]
+        #[arg(long, value_name = "NAME")]
         volume: Option<String>,
         /// The secondary's control address: checkpoints become one act of the pair.
         #[arg(long, value_name = "ADDR")]
         replica_control: Option<Address>,
+        /// What the replica is taken to miss: none, what was written since the disk was opened; full, everything.
+        #[arg(long, value_enum, default_value_t)]
+        sync: Sync,
         #[command(flatten)]
         control: Control,
     },
@@ -119,13 +134,23 @@ pub(crate) enum Command {
         /// The replica, as `status` names it.
         name: String,
         /// The primary's volume; needed only where there are several.
-        #[arg(long)]
+        #[arg(long, value_name = "NAME")]
         volume: Option<String>,
         #[command(flatten)]
         control: Control,
     },
     /// The whole story on this machine: a pair, a workload, checkpoints, a killed primary, a failover, a verdict.
     Demo(DemoArgs),
+}
+
+/// What a replica that is attached is taken to miss.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Sync {
+    /// What was written since the disk was opened.
+    #[default]
+    None,
+    /// Everything.
+    Full,
 }
 
 /// Which daemon a command speaks to.

@@ -83,7 +83,7 @@ fn refusals_are_one_line_and_say_what_to_do() {
 
 #[test]
 fn control_commands_take_an_address_and_a_time() {
-    let Ok(Command::Stop { failover: true, force: false, control }) =
+    let Ok(Command::Stop { failover: true, force: false, volume: None, control }) =
         parse("twinblock stop --failover --control tcp:localhost:4 --timeout 5s")
     else {
         panic!()

@@ -8,10 +8,10 @@ mod tests;
 use std::time::Duration;
 
 pub(crate) use qmp::Qmp;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use status::Status;
 
-use crate::args::Control;
+use crate::args::{Control, Sync};
 use crate::failure::Failure;
 use crate::spec::{Address, NbdUri};
 
@@ -31,28 +31,44 @@ pub(crate) fn query(qmp: &mut Qmp) -> Result<Status, Failure> {
         .map_err(|error| Failure::Refused(format!("the daemon's status is not understood here: {error}")))
 }
 
-/// Whether the daemon's volumes are primaries. `xen-set-replication` acts on all volumes and names one role, so they
+/// Whether the volumes that are meant are primaries. `xen-set-replication` names the role that they must have, so all
 /// must have the same.
-fn is_primary(qmp: &mut Qmp) -> Result<bool, Failure> {
+fn is_primary(qmp: &mut Qmp, only: Option<&str>) -> Result<bool, Failure> {
     let status = query(qmp)?;
+    let mut meant = status.volumes.iter().filter(|volume| only.is_none_or(|only| volume.name == only));
     let is_primary = |volume: &status::Volume| volume.role == "primary";
-    match (status.volumes.iter().any(is_primary), status.volumes.iter().all(is_primary)) {
-        (any, all) if any == all => Ok(any),
-        _ => Err(Failure::Refused(
-            "this daemon has primaries and secondaries: send xen-set-replication with the role that is meant"
-                .into(),
-        )),
+    let Some(first) = meant.next().map(is_primary) else {
+        return Err(Failure::Refused(match only {
+            Some(name) => format!("there is no volume '{name}': `twinblock status` lists them"),
+            None => "this daemon has no volume".into(),
+        }));
+    };
+    if meant.any(|volume| is_primary(volume) != first) {
+        let text = "this daemon has primaries and secondaries: say which volume is meant with --volume";
+        return Err(Failure::Refused(text.into()));
     }
+    Ok(first)
+}
+
+/// An object of those arguments that are there.
+fn arguments<const N: usize>(pairs: [(&str, Option<Value>); N]) -> Value {
+    let present = pairs.into_iter().filter_map(|(key, value)| Some((key.to_string(), value?)));
+    Value::Object(present.collect())
 }
 
 /// `twinblock start`.
 ///
 /// # Errors
 /// What the daemon answers.
-pub(crate) fn start(control: &Control) -> Result<(), Failure> {
+pub(crate) fn start(control: &Control, volume: Option<&str>) -> Result<(), Failure> {
     let mut qmp = control.connect()?;
-    let primary = is_primary(&mut qmp)?;
-    qmp.execute("xen-set-replication", &json!({ "enable": true, "primary": primary }))?;
+    let primary = is_primary(&mut qmp, volume)?;
+    let arguments = arguments([
+        ("enable", Some(true.into())),
+        ("primary", Some(primary.into())),
+        ("volume", volume.map(Value::from)),
+    ]);
+    qmp.execute("xen-set-replication", &arguments)?;
     Ok(())
 }
 
@@ -60,8 +76,8 @@ pub(crate) fn start(control: &Control) -> Result<(), Failure> {
 ///
 /// # Errors
 /// What the daemon answers.
-pub(crate) fn checkpoint(control: &Control, force: bool) -> Result<(), Failure> {
-    let arguments = if force { json!({ "force": true }) } else { json!({}) };
+pub(crate) fn checkpoint(control: &Control, force: bool, volume: Option<&str>) -> Result<(), Failure> {
+    let arguments = arguments([("force", force.then(|| true.into())), ("volume", volume.map(Value::from))]);
     control.connect()?.execute("xen-colo-do-checkpoint", &arguments)?;
     Ok(())
 }
@@ -70,37 +86,53 @@ pub(crate) fn checkpoint(control: &Control, force: bool) -> Result<(), Failure> 
 ///
 /// # Errors
 /// What the daemon answers.
-pub(crate) fn stop(control: &Control, failover: bool, force: bool) -> Result<(), Failure> {
+pub(crate) fn stop(
+    control: &Control,
+    failover: bool,
+    force: bool,
+    volume: Option<&str>,
+) -> Result<(), Failure> {
     let mut qmp = control.connect()?;
-    let primary = is_primary(&mut qmp)?;
-    let mut arguments = json!({ "enable": false, "primary": primary, "failover": failover });
-    if force && let Some(map) = arguments.as_object_mut() {
-        map.insert("force".into(), true.into());
-    }
+    let primary = is_primary(&mut qmp, volume)?;
+    let arguments = arguments([
+        ("enable", Some(false.into())),
+        ("primary", Some(primary.into())),
+        ("failover", Some(failover.into())),
+        ("force", force.then(|| true.into())),
+        ("volume", volume.map(Value::from)),
+    ]);
     qmp.execute("xen-set-replication", &arguments)?;
     Ok(())
+}
+
+/// A replica to be attached.
+#[derive(Clone, Debug)]
+pub(crate) struct NewReplica {
+    /// Its replication export.
+    pub(crate) uri: NbdUri,
+    /// What to call it.
+    pub(crate) name: Option<String>,
+    /// Of which volume.
+    pub(crate) volume: Option<String>,
+    /// Its control address.
+    pub(crate) control: Option<Address>,
+    /// What it misses.
+    pub(crate) sync: Sync,
 }
 
 /// `twinblock attach`.
 ///
 /// # Errors
 /// What the daemon answers.
-pub(crate) fn attach(
-    control: &Control,
-    uri: &NbdUri,
-    name: Option<&str>,
-    volume: Option<&str>,
-    replica_control: Option<&Address>,
-) -> Result<(), Failure> {
-    let mut arguments = Map::new();
-    arguments.insert("uri".into(), uri.to_string().into());
-    let control_address = replica_control.map(ToString::to_string);
-    for (key, value) in [("name", name), ("volume", volume), ("control", control_address.as_deref())] {
-        if let Some(value) = value {
-            arguments.insert(key.into(), value.into());
-        }
-    }
-    control.connect()?.execute("attach", &Value::Object(arguments))?;
+pub(crate) fn attach(control: &Control, replica: NewReplica) -> Result<(), Failure> {
+    let arguments = arguments([
+        ("uri", Some(replica.uri.to_string().into())),
+        ("name", replica.name.map(Value::from)),
+        ("volume", replica.volume.map(Value::from)),
+        ("control", replica.control.map(|address| address.to_string().into())),
+        ("sync", (replica.sync == Sync::Full).then(|| "full".into())),
+    ]);
+    control.connect()?.execute("attach", &arguments)?;
     Ok(())
 }
 
@@ -109,10 +141,7 @@ pub(crate) fn attach(
 /// # Errors
 /// What the daemon answers.
 pub(crate) fn detach(control: &Control, name: &str, volume: Option<&str>) -> Result<(), Failure> {
-    let mut arguments = json!({ "name": name });
-    if let (Some(volume), Some(map)) = (volume, arguments.as_object_mut()) {
-        map.insert("volume".into(), volume.into());
-    }
+    let arguments = arguments([("name", Some(name.into())), ("volume", volume.map(Value::from))]);
     control.connect()?.execute("detach", &arguments)?;
     Ok(())
 }

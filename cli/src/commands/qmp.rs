@@ -2,7 +2,6 @@
 //!
 //! Source: "QEMU Machine Protocol Specification" (`docs/interop/qmp-spec`), sections 2.2 to 2.5.
 
-use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
@@ -25,7 +24,6 @@ pub(crate) struct Qmp {
     address: Address,
     timeout: Duration,
     received: Vec<u8>,
-    events: VecDeque<Value>,
     next_id: u64,
 }
 
@@ -61,14 +59,7 @@ impl Qmp {
             Failure::Unreachable(format!("cannot reach a daemon at {address}: {error}; is it running?"))
         };
         let stream = Stream::connect(address, timeout).map_err(|error| unreachable(&error))?;
-        let mut qmp = Self {
-            stream,
-            address: address.clone(),
-            timeout,
-            received: Vec::new(),
-            events: VecDeque::new(),
-            next_id: 1,
-        };
+        let mut qmp = Self { stream, address: address.clone(), timeout, received: Vec::new(), next_id: 1 };
         let deadline = Instant::now() + timeout;
         let greeting: Message = qmp.message(deadline).map_err(|failure| match failure {
             Failure::Refused(text) => Failure::Unreachable(text),
@@ -113,11 +104,6 @@ impl Qmp {
         }
     }
 
-    /// Events received since the last call.
-    pub(crate) fn events(&mut self) -> impl Iterator<Item = Value> + '_ {
-        self.events.drain(..)
-    }
-
     fn broken(&self, command: &str, reason: &str) -> Failure {
         Failure::Refused(format!("{command} at {}: {reason}; whether it was done is not known", self.address))
     }
@@ -131,9 +117,6 @@ impl Qmp {
             })?;
             if message.event.is_none() {
                 return Ok(message);
-            }
-            if let Ok(event) = serde_json::from_slice(&line) {
-                self.events.push_back(event);
             }
         }
     }

@@ -60,7 +60,7 @@ impl Image {
         let first = offset / BLOCK_BYTES as u64;
         for (number, place) in (first..).zip(bytes.chunks_mut(BLOCK_BYTES)) {
             let mut block: Block = [0; BLOCK_BYTES];
-            if (number / STRIPE_BLOCKS) % 2 == 0 {
+            if (number / STRIPE_BLOCKS).is_multiple_of(2) {
                 stamp.write(&mut block, number, Version::INITIAL);
             }
             place.copy_from_slice(&block[..place.len()]);

@@ -49,7 +49,7 @@ impl fmt::Display for Size {
         let mut number = self.0;
         let mut letter = None;
         for next in LETTERS {
-            if number == 0 || number % 1024 != 0 {
+            if number == 0 || !number.is_multiple_of(1024) {
                 break;
             }
             number /= 1024;
@@ -150,7 +150,7 @@ pub(crate) fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (index, digit) in digits.chars().enumerate() {
-        if index != 0 && (digits.len() - index) % 3 == 0 {
+        if index != 0 && (digits.len() - index).is_multiple_of(3) {
             text.push(' ');
         }
         text.push(digit);

@@ -4,7 +4,7 @@ mod render;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use render::render;
+pub(crate) use render::{render, render_times};
 use serde::Deserialize;
 
 /// All volumes of a daemon. What does not apply is absent; what is not known here is passed over.

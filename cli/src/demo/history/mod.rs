@@ -19,7 +19,7 @@ pub(crate) use epochs::{Epochs, Poll};
 pub(crate) use index::Index;
 pub(crate) use pieces::Picture;
 pub(crate) use present::{check_present, check_twins};
-pub(crate) use view::{Bounds, ViewCheck};
+pub(crate) use view::{Bounds, Sides, ViewCheck};
 
 use super::block::{BLOCK_BYTES, Version};
 use super::clock::Moment;
@@ -124,6 +124,16 @@ impl Log {
     /// How many writes there are.
     pub(crate) fn count(&self) -> usize {
         self.connections.iter().map(|(_, writes)| writes.len()).sum()
+    }
+
+    /// Takes answers after `moment` as if they had not come: what holds for acknowledged writes is then not asked of
+    /// these.
+    pub(crate) fn forget_answers_after(&mut self, moment: Moment) {
+        for write in self.connections.iter_mut().flat_map(|(_, writes)| writes) {
+            if write.answered() > moment {
+                write.end = End::Open;
+            }
+        }
     }
 
     /// How each write ended.

@@ -30,11 +30,12 @@ const fn version(connection: u16, index: u32) -> Seen {
 struct Case {
     primary: Log,
     guest: Log,
+    writes_wait: bool,
 }
 
 impl Case {
     fn new(connections: &[(u16, &[Write])]) -> Self {
-        let mut case = Self { primary: Log::default(), guest: Log::default() };
+        let mut case = Self { primary: Log::default(), guest: Log::default(), writes_wait: false };
         for (connection, writes) in connections {
             let log = if *connection < GUEST { &mut case.primary } else { &mut case.guest };
             log.add(*connection, writes.to_vec());
@@ -50,7 +51,8 @@ impl Case {
     fn view(&self, bounds: Bounds, blocks: &[(u64, Seen)]) -> Vec<Finding> {
         let primary = Index::new(&self.primary, Self::layout());
         let guest = Index::new(&self.guest, Self::layout());
-        let mut check = ViewCheck::new(&primary, &guest, bounds);
+        let sides = Sides { primary: &primary, guest: &guest, writes_wait: self.writes_wait };
+        let mut check = ViewCheck::new(sides, bounds);
         for (number, seen) in blocks {
             check.add(*number, *seen, at(1000), at(1010));
         }
@@ -185,6 +187,25 @@ fn the_barrier_comes_before_the_commit() {
     let case = Case::new(&[(PRIMARY, &[write(5, 1, 100, 110)]), (GUEST, &[write(6, 1, 10, 20)])]);
     assert!(case.shows(&[(5, version(PRIMARY, 0)), (6, Seen::Initial)]));
     assert!(!case.shows(&[(5, version(PRIMARY, 0)), (6, version(GUEST, 0))]));
+}
+
+#[test]
+fn a_write_that_waited_for_the_commit_is_answered_after_it() {
+    // Block 6 says that the commit came after 300. Block 5 says that its write was not in the checkpoint.
+    let guest = [write(6, 1, 300, 310)];
+    let mut case = Case::new(&[(PRIMARY, &[write(5, 1, 10, 20)]), (GUEST, &guest)]);
+    assert!(case.shows(&[(5, Seen::Initial), (6, Seen::Initial)]), "a replica that is behind gets it later");
+    case.writes_wait = true;
+    assert!(!case.shows(&[(5, Seen::Initial), (6, Seen::Initial)]));
+    assert!(case.shows(&[(5, Seen::Initial), (6, version(GUEST, 0))]));
+}
+
+#[test]
+fn answers_that_are_forgotten_ask_for_nothing() {
+    let mut case = Case::new(&[(PRIMARY, &[write(5, 1, 10, 20), write(6, 1, 10, 30)])]);
+    case.primary.forget_answers_after(at(25));
+    assert!(!case.present(5, Seen::Initial, 60, 70));
+    assert!(case.present(6, Seen::Initial, 60, 70));
 }
 
 #[test]
@@ -324,7 +345,10 @@ impl Ideal {
             while submitted < 950 {
                 let first = random.below(BLOCKS);
                 let count = 1 + random.below(4.min(BLOCKS - first)) as u32;
-                let place = (submitted + random.below(40)).max(last + 1);
+                let mut place = (submitted + random.below(40)).max(last + 1);
+                if connection < GUEST && (begin..=commit).contains(&place) {
+                    place = commit + 1;
+                }
                 let answered = place + random.below(40);
                 last = place;
                 let version = Version { connection, index: writes.len() as u32 };
@@ -338,7 +362,8 @@ impl Ideal {
         }
         let borrowed: Vec<_> =
             connections.iter().map(|(number, writes)| (*number, writes.as_slice())).collect();
-        Self { case: Case::new(&borrowed), begin, commit, took_place }
+        let case = Case { writes_wait: true, ..Case::new(&borrowed) };
+        Self { case, begin, commit, took_place }
     }
 
     fn seen(&self, number: u64) -> Seen {

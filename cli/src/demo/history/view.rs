@@ -5,6 +5,9 @@
 //! before begin, a write of the guest is seen if it took its place after commit. Neither moment can be observed, but
 //! every block that is seen narrows them ([`Bounds`]); if all blocks together leave no moments that explain them, they
 //! are not one checkpoint.
+//!
+//! Later writes of the primary wait until the commit (SEMANTICS.md, "The checkpoint of a pair"), so one that is not in
+//! the checkpoint is answered after it. That holds while the replica is not behind.
 
 use super::{Finding, Index, Maker, Named, Seen, described, makers};
 use crate::demo::clock::Moment;
@@ -59,11 +62,21 @@ struct Sight {
     answered: Moment,
 }
 
+/// Who wrote.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sides<'i, 'a> {
+    /// The primary's guest.
+    pub(crate) primary: &'i Index<'a>,
+    /// The secondary's guest.
+    pub(crate) guest: &'i Index<'a>,
+    /// The replica was never behind, so writes after the barrier are answered after the commit.
+    pub(crate) writes_wait: bool,
+}
+
 /// Checks blocks that were seen in the same epoch.
 #[derive(Debug)]
 pub(crate) struct ViewCheck<'i, 'a> {
-    primary: &'i Index<'a>,
-    guest: &'i Index<'a>,
+    sides: Sides<'i, 'a>,
     bounds: Bounds,
     ambiguous: Vec<Sight>,
     findings: Vec<Finding>,
@@ -71,8 +84,8 @@ pub(crate) struct ViewCheck<'i, 'a> {
 
 impl<'i, 'a> ViewCheck<'i, 'a> {
     /// `bounds`: what is known about the checkpoint from elsewhere.
-    pub(crate) const fn new(primary: &'i Index<'a>, guest: &'i Index<'a>, bounds: Bounds) -> Self {
-        Self { primary, guest, bounds, ambiguous: Vec::new(), findings: Vec::new() }
+    pub(crate) const fn new(sides: Sides<'i, 'a>, bounds: Bounds) -> Self {
+        Self { sides, bounds, ambiguous: Vec::new(), findings: Vec::new() }
     }
 
     /// Takes in one block that was read between two moments.
@@ -123,8 +136,8 @@ impl<'i, 'a> ViewCheck<'i, 'a> {
 
     /// When the checkpoint was, for every way in which the block may have come to show this.
     fn explain(&self, sight: Sight) -> Vec<Bounds> {
-        let guests = self.guest.writers(sight.number);
-        let primaries = self.primary.writers(sight.number);
+        let guests = self.sides.guest.writers(sight.number);
+        let primaries = self.sides.primary.writers(sight.number);
         let mut explanations = Vec::new();
         for maker in makers(&guests, sight.seen) {
             if let Maker::Write(named) = maker {
@@ -139,8 +152,9 @@ impl<'i, 'a> ViewCheck<'i, 'a> {
             .max()
             .unwrap_or(Moment::START);
         for maker in makers(&primaries, sight.seen) {
-            let bounds = Bounds { commit_from, ..bounds_of_primary(&primaries, maker) };
-            let bounds = Bounds { commit_before: sight.answered, ..bounds };
+            let bounds = bounds_of_primary(&primaries, maker);
+            let waited = if self.sides.writes_wait { bounds.begin_until } else { Moment::NEVER };
+            let bounds = Bounds { commit_from, commit_before: sight.answered.min(waited), ..bounds };
             if bounds.is_possible() {
                 explanations.push(bounds);
             }
