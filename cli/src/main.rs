@@ -4,6 +4,7 @@
 mod args;
 mod commands;
 mod config;
+mod daemon;
 mod demo;
 mod failure;
 mod logging;
@@ -61,23 +62,5 @@ fn run(cli: Cli) -> Result<(), Failure> {
 
 fn serve(spec: &spec::DaemonSpec) -> Result<(), Failure> {
     spec.check().map_err(Failure::Usage)?;
-    if spec.end_with_parent {
-        end_with_parent()?;
-    }
-    Err(Failure::Refused("serving is not part of this build".into()))
-}
-
-/// SIGTERM arrives when the thread that started this process ends.
-#[cfg(target_os = "linux")]
-fn end_with_parent() -> Result<(), Failure> {
-    use rustix::process::{Signal, set_parent_process_death_signal};
-    set_parent_process_death_signal(Some(Signal::TERM)).map_err(|error| {
-        Failure::Refused(format!("cannot end with the process that started this one: {error}"))
-    })
-}
-
-/// Only Linux can say when the process that started this one ends.
-#[cfg(not(target_os = "linux"))]
-fn end_with_parent() -> Result<(), Failure> {
-    Ok(())
+    daemon::run(spec)
 }

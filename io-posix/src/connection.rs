@@ -1,183 +1,379 @@
-//! One NBD client's connection: a stream and core's session over it.
+//! One client of an export that is served here: a stream, the core's server session, and what was received and not yet
+//! understood.
 //!
-//! Bytes are received into a buffer of the connection; the payload of a write that is not there yet is received
-//! straight into its pool buffer. Everything that waits to be sent leaves in one system call, up to
-//! [`SEGMENTS_MAX`](crate::socket::SEGMENTS_MAX) segments.
+//! ```text
+//!   Free ──open──▶ Open ──DISC, violation──▶ Closing ──all sent──▶ Draining ──last piece replied──▶ Free
+//!                   └──────────lost, kicked, late──────────────────▶┘
+//! ```
+//!
+//! Slots are made at start and used again, so that a new connection allocates nothing.
+//!
+//! # Invariants
+//! * K1: for each connection opened, [`ServerEvent::Closed`] is told once.
+//! * K2: a piece that the machine refused is offered again before anything that came after it.
+//! * K3: at most one buffer of bytes is read ahead of what the session can take.
 
 use std::io;
+use std::mem;
 
-use twinblock_core::nbd::OutputEntry;
-use twinblock_core::nbd::Segment;
-use twinblock_core::nbd::server::{Exports, ServerConfig, ServerEvent, ServerMemory, Session};
-use twinblock_core::nbd::server::{PieceSlot, RequestSlot};
-use twinblock_core::{Memory, Reply};
+use twinblock_core::nbd::server::{
+    Exports, OPTION_BYTES_MIN, OUTPUT_BYTES_MIN, OUTPUT_ENTRIES_MIN, PieceSlot, RequestSlot, ServerConfig,
+    ServerEvent, ServerMemory, Session,
+};
+use twinblock_core::nbd::{BadSetup, OutputEntry};
+use twinblock_core::{Errno, Memory, Micros, Reply, Request};
 
 use crate::memory::HostPool;
-use crate::socket::{Segments, Stream};
+use crate::outgoing::send_segments;
+use crate::poller::{Interest, Poller, Ready, Registration};
+use crate::socket::Stream;
 
-/// Bytes of the receive buffer: many small requests come with one system call.
-const INPUT_BYTES: usize = 64 << 10;
-/// Requests of a client that are not answered yet. More: it is not read for a while.
-const REQUESTS_MAX: usize = 128;
-/// Pieces of these that are with the machine or on their way out.
-const PIECES_MAX: usize = 128;
-/// Longest option that is understood.
-const OPTION_BYTES: usize = 8 << 10;
-/// Headers that wait to be sent.
-const OUTPUT_BYTES: usize = 8 << 10;
-/// Payloads and runs of headers that wait to be sent.
-const OUTPUT_ENTRIES: usize = 288;
+/// What is received at once: with 4 KiB writes, 15 requests. Payloads of a window go straight to their buffers.
+const RECEIVE_BYTES: usize = 64 << 10;
+/// Payloads of which at least so much is still to come are received into their buffers; for shorter ones a copy costs
+/// less than a call.
+const DIRECT_BYTES: u32 = 16 << 10;
+/// Option data: any name and any list of queries that a known client sends.
+const OPTION_BYTES: usize = if OPTION_BYTES_MIN > 8 << 10 { OPTION_BYTES_MIN } else { 8 << 10 };
+/// Bytes of the longest header of a reply, and a little.
+const REPLY_BYTES: usize = 32;
+/// From accepting to the end of the handshake, and from the end of a session until its last replies are sent.
+const PATIENCE: Micros = Micros::from_ms(10_000);
 
-/// How far receiving came.
+/// How much one connection may have in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Received {
-    /// Something was taken; poll events, then receive again.
-    Some,
-    /// Nothing is there to be received now.
-    Nothing,
-    /// What is there cannot be taken before an event is polled, a reply is given or something is sent.
-    Stalled,
-    /// The session takes nothing more.
-    Closed,
+pub struct ConnectionSizes {
+    /// Requests not answered yet. When all are taken, the connection is not read: more let one client keep more
+    /// in flight. Each takes about 100 bytes.
+    pub requests: u16,
+    /// Pieces with the machine or waiting to be sent. Each takes about 100 bytes.
+    pub pieces: u16,
 }
 
-/// A connection, or a place for one: memory is taken when it is made, and used again for later clients.
+impl Default for ConnectionSizes {
+    /// 64 requests, 96 pieces; with the buffers about 96 KiB a connection.
+    fn default() -> Self {
+        Self { requests: 64, pieces: 96 }
+    }
+}
+
+#[derive(Debug)]
+struct Wire {
+    stream: Stream,
+    registration: Option<Registration>,
+    is_readable: bool,
+    is_writable: bool,
+}
+
+#[derive(Debug)]
+enum State {
+    Free,
+    Open {
+        wire: Wire,
+        /// The handshake must be over by then.
+        deadline: Micros,
+    },
+    /// The session is over and has said so; its last replies are being sent.
+    Closing {
+        wire: Wire,
+        deadline: Option<Micros>,
+    },
+    /// The socket is unusable; it is taken out of the poll set by the next [`Connection::finish`].
+    Lost {
+        wire: Wire,
+        /// The embedder has heard.
+        is_told: bool,
+    },
+    /// The socket is closed; pieces are still with the machine.
+    Draining,
+}
+
+/// A slot for one connection.
+///
+/// What the embedder does in each turn of its loop: pass on what the poller found ([`Self::ready`]); take
+/// [`Self::next`] until `None`, offer requests to the machine and give back what it refuses ([`Self::put_back`]); pass
+/// on the machine's replies ([`Self::reply`]); and at last [`Self::finish`], which sends all replies together.
 #[derive(Debug)]
 pub struct Connection {
-    stream: Option<Stream>,
     session: Session<'static>,
-    input: Box<[u8]>,
+    state: State,
+    buffer: Box<[u8]>,
     start: usize,
     end: usize,
-}
-
-fn leak<T: Clone>(value: T, count: usize) -> &'static mut [T] {
-    Box::leak(vec![value; count].into_boxed_slice())
+    kept: Option<Request>,
+    token: u32,
 }
 
 impl Connection {
-    /// A place for one connection, whose pieces are at most `window_bytes` long and whose requests carry `index` in the
-    /// upper half of their identifiers. Its memory is never given back: make places once and use them again.
+    /// A free slot. The memory of its session is kept for ever: make the slots at start.
     ///
     /// # Errors
-    /// The window is not a power of two.
-    pub fn new(window_bytes: u32, index: u16) -> io::Result<Self> {
+    /// What is wrong with the settings.
+    pub fn new(config: ServerConfig, sizes: ConnectionSizes, token: u32) -> Result<Self, BadSetup> {
+        let (requests, pieces) = (usize::from(sizes.requests), usize::from(sizes.pieces));
+        let output_bytes = OUTPUT_BYTES_MIN + REPLY_BYTES * pieces.max(requests);
+        let output_entries = OUTPUT_ENTRIES_MIN + 2 * pieces;
         let memory = ServerMemory {
-            requests: leak(RequestSlot::EMPTY, REQUESTS_MAX),
-            pieces: leak(PieceSlot::EMPTY, PIECES_MAX),
-            option_data: leak(0, OPTION_BYTES),
-            output_bytes: leak(0, OUTPUT_BYTES),
-            output_entries: leak(OutputEntry::EMPTY, OUTPUT_ENTRIES),
+            requests: Box::leak(vec![RequestSlot::EMPTY; requests].into_boxed_slice()),
+            pieces: Box::leak(vec![PieceSlot::EMPTY; pieces].into_boxed_slice()),
+            option_data: Box::leak(vec![0; OPTION_BYTES].into_boxed_slice()),
+            output_bytes: Box::leak(vec![0; output_bytes].into_boxed_slice()),
+            output_entries: Box::leak(vec![OutputEntry::EMPTY; output_entries].into_boxed_slice()),
         };
-        let session = Session::new(ServerConfig::new(window_bytes, index), memory)
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, format!("{error:?}")))?;
-        Ok(Self { stream: None, session, input: vec![0; INPUT_BYTES].into_boxed_slice(), start: 0, end: 0 })
+        Ok(Self {
+            session: Session::new(config, memory)?,
+            state: State::Free,
+            buffer: vec![0; RECEIVE_BYTES].into_boxed_slice(),
+            start: 0,
+            end: 0,
+            kept: None,
+            token,
+        })
     }
 
-    /// Serves another client from now on.
-    pub fn open(&mut self, stream: Stream) {
-        self.stream = Some(stream);
-        self.start = 0;
-        self.end = 0;
-    }
-
-    /// The stream, while there is one.
-    #[must_use]
-    pub const fn stream(&self) -> Option<&Stream> {
-        self.stream.as_ref()
-    }
-
-    /// Core's session.
-    #[must_use]
-    pub const fn session(&self) -> &Session<'static> {
-        &self.session
-    }
-
-    /// Takes what the client has sent, with at most one system call.
+    /// Takes over an accepted stream.
     ///
     /// # Errors
-    /// The connection has failed, or the client has closed it.
-    pub fn receive(&mut self, exports: &impl Exports, pool: &mut HostPool) -> io::Result<Received> {
-        let taken = self.feed(exports, pool);
-        if self.start < self.end {
-            return Ok(if taken == 0 { Received::Stalled } else { Received::Some });
+    /// The slot is not free; the stream is closed.
+    pub fn open(&mut self, stream: Stream, now: Micros, pool: &mut HostPool) -> io::Result<()> {
+        if !self.is_free() {
+            return Err(io::ErrorKind::ResourceBusy.into());
         }
-        if self.session.is_closed() {
-            return Ok(Received::Closed);
-        }
-        let Some(stream) = &self.stream else { return Ok(Received::Closed) };
-        let place = self.session.receive_into().filter(|data| data.length != 0);
-        let into_pool = place.and_then(|data| pool.bytes(data));
-        let is_direct = into_pool.is_some();
-        let count = match stream.recv(into_pool.unwrap_or(&mut self.input))? {
-            Some(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Some(count) => count,
-            None => return Ok(if taken == 0 { Received::Nothing } else { Received::Some }),
-        };
-        if is_direct {
-            self.session.received_into(count as u32);
-        } else {
-            self.start = 0;
-            self.end = count;
-            self.feed(exports, pool);
-        }
-        Ok(Received::Some)
+        self.session.abandon(pool);
+        self.session.reset().map_err(|_| io::Error::from(io::ErrorKind::ResourceBusy))?;
+        (self.start, self.end) = (0, 0);
+        let wire = Wire { stream, registration: None, is_readable: true, is_writable: true };
+        self.state = State::Open { wire, deadline: now.after(PATIENCE) };
+        Ok(())
     }
 
-    fn feed(&mut self, exports: &impl Exports, pool: &mut HostPool) -> usize {
-        let taken = self.session.receive(&self.input[self.start..self.end], exports, pool);
-        self.start += taken;
-        taken
+    /// Whether a stream can be taken over.
+    #[must_use]
+    pub const fn is_free(&self) -> bool {
+        matches!(self.state, State::Free)
     }
 
-    /// What the session tells next.
-    pub fn next_event(&mut self, pool: &mut HostPool) -> Option<ServerEvent> {
-        self.session.poll_event(pool)
+    /// Whether [`Self::next`] may have something, or gets further once a buffer or a place in the machine is free. An
+    /// idle connection has no work.
+    #[must_use]
+    pub const fn has_work(&self) -> bool {
+        match &self.state {
+            State::Open { wire, .. } => {
+                wire.is_readable
+                    || self.start < self.end
+                    || self.kept.is_some()
+                    || self.session.unanswered() != 0
+            }
+            State::Lost { is_told, .. } => !*is_told,
+            State::Closing { .. } => self.kept.is_some(),
+            State::Free | State::Draining => false,
+        }
     }
 
-    /// Answers a piece.
+    /// How many requests are not answered.
+    #[must_use]
+    pub const fn unanswered(&self) -> usize {
+        self.session.unanswered()
+    }
+
+    /// The upper half of the identifiers of its requests.
+    #[must_use]
+    pub const fn number(&self) -> u16 {
+        self.session.connection()
+    }
+
+    /// What was registered with the poller under this connection's token is ready.
+    pub const fn ready(&mut self, ready: Ready) {
+        if let State::Open { wire, .. } | State::Closing { wire, .. } = &mut self.state {
+            wire.is_readable |= ready.read;
+            wire.is_writable |= ready.write;
+        }
+    }
+
+    /// The next event or piece, or `None` if there is none now. Receives what is needed for it.
+    pub fn next<E: Exports + ?Sized>(&mut self, exports: &E, pool: &mut HostPool) -> Option<ServerEvent> {
+        if let Some(request) = self.kept.take() {
+            return Some(ServerEvent::Request(request));
+        }
+        while let State::Open { .. } = self.state {
+            if let Some(event) = self.session.poll_event(pool) {
+                return Some(self.pass_on(event));
+            }
+            let bytes = self.buffer.get(self.start..self.end).unwrap_or_default();
+            let taken = self.session.receive(bytes, exports, pool);
+            self.start += taken;
+            if taken != 0 {
+                continue;
+            }
+            if let Some(event) = self.session.poll_event(pool) {
+                return Some(self.pass_on(event));
+            }
+            // K3: what is there waits for a slot, a buffer or room.
+            if self.start < self.end || !self.receive(pool) {
+                break;
+            }
+        }
+        match &mut self.state {
+            State::Lost { is_told: is_told @ false, .. } => {
+                *is_told = true;
+                Some(ServerEvent::Closed { clean: false })
+            }
+            _ => None,
+        }
+    }
+
+    /// The machine has no place for this piece now: it is the next that [`Self::next`] gives.
+    pub fn put_back(&mut self, request: Request) {
+        debug_assert!(self.kept.is_none(), "nothing is taken before what was put back");
+        self.kept = Some(request);
+    }
+
+    /// Takes the reply to a piece.
     pub fn reply(&mut self, reply: Reply, pool: &mut HostPool) {
         self.session.handle_reply(reply, pool);
     }
 
-    /// Sends what waits to be sent. Whether everything has left.
-    ///
-    /// # Errors
-    /// The connection has failed.
-    pub fn flush(&mut self, pool: &mut HostPool) -> io::Result<bool> {
-        while self.session.has_output() {
-            let Some(stream) = &self.stream else { return Ok(true) };
-            let mut segments = Segments::default();
-            for segment in self.session.segments() {
-                let is_in = match segment {
-                    Segment::Bytes(bytes) => segments.push(bytes),
-                    Segment::Pool(data) => match pool.shared(data) {
-                        Some(bytes) => segments.push(bytes),
-                        None => return Err(io::ErrorKind::InvalidData.into()),
-                    },
-                };
-                if !is_in {
-                    break;
+    /// Ends the connection without a word; [`Self::next`] tells.
+    pub fn kick(&mut self, pool: &mut HostPool) {
+        self.lose(pool);
+    }
+
+    /// Sends what there is to send, and does what is due. Once in each turn of the loop.
+    pub fn finish(&mut self, now: Micros, pool: &mut HostPool, poller: &mut Poller) {
+        self.send(pool);
+        let is_late = match &mut self.state {
+            State::Open { deadline, .. } => self.session.is_handshake() && *deadline <= now,
+            State::Closing { deadline, .. } => {
+                !self.session.has_output() || *deadline.get_or_insert(now.after(PATIENCE)) <= now
+            }
+            _ => false,
+        };
+        if is_late {
+            self.lose(pool);
+        }
+        match &mut self.state {
+            State::Lost { wire, is_told } => {
+                if let Some(registration) = wire.registration.take() {
+                    poller.deregister(registration);
+                }
+                if *is_told {
+                    self.state = State::Draining;
                 }
             }
-            match stream.send(segments.slices())? {
-                Some(count) => self.session.sent(count, pool),
-                None => return Ok(false),
+            State::Open { .. } | State::Closing { .. } => self.register(pool, poller),
+            State::Free | State::Draining => {}
+        }
+        if matches!(self.state, State::Draining) && self.session.in_flight() == 0 {
+            self.state = State::Free;
+        }
+    }
+
+    /// When [`Self::finish`] must be called at the latest.
+    #[must_use]
+    pub const fn next_deadline(&self) -> Option<Micros> {
+        match &self.state {
+            State::Open { deadline, .. } if self.session.is_handshake() => Some(*deadline),
+            State::Closing { deadline, .. } => *deadline,
+            _ => None,
+        }
+    }
+
+    fn pass_on(&mut self, event: ServerEvent) -> ServerEvent {
+        if let ServerEvent::Closed { .. } = event {
+            self.state = match mem::replace(&mut self.state, State::Draining) {
+                State::Open { wire, .. } => State::Closing { wire, deadline: None },
+                other => other,
+            };
+        }
+        event
+    }
+
+    /// Receives once; whether something came.
+    fn receive(&mut self, pool: &mut HostPool) -> bool {
+        let State::Open { wire, .. } = &mut self.state else { return false };
+        if !wire.is_readable {
+            return false;
+        }
+        let direct = self.session.receive_into().filter(|data| data.length >= DIRECT_BYTES);
+        let place = match direct {
+            Some(data) => pool.bytes(data).unwrap_or_default(),
+            None => &mut self.buffer,
+        };
+        let room = place.len();
+        match wire.stream.recv(place) {
+            Ok(Some(count)) if count != 0 => {
+                // With room left over there is nothing more now; the poller tells when there is.
+                wire.is_readable = count == room;
+                if direct.is_some() {
+                    self.session.received_into(u32::try_from(count).unwrap_or(u32::MAX));
+                } else {
+                    (self.start, self.end) = (0, count);
+                }
+                true
+            }
+            Ok(None) => {
+                wire.is_readable = false;
+                false
+            }
+            // The client has gone without a word, or the connection has failed.
+            Ok(Some(_)) | Err(_) => {
+                self.lose(pool);
+                false
             }
         }
-        Ok(true)
     }
 
-    /// Ends the connection. Pieces that are with the machine are still to be answered.
-    pub fn close(&mut self, pool: &mut HostPool) {
+    fn send(&mut self, pool: &mut HostPool) {
+        let (State::Open { wire, .. } | State::Closing { wire, .. }) = &mut self.state else { return };
+        while wire.is_writable && self.session.has_output() {
+            match send_segments(&wire.stream, self.session.segments(), pool) {
+                Ok(Some(count)) => self.session.sent(count, pool),
+                Ok(None) => wire.is_writable = false,
+                Err(_) => return self.lose(pool),
+            }
+        }
+    }
+
+    /// The connection cannot be used any more.
+    fn lose(&mut self, pool: &mut HostPool) {
+        self.state = match mem::replace(&mut self.state, State::Draining) {
+            State::Open { wire, .. } => State::Lost { wire, is_told: false },
+            State::Closing { wire, .. } => State::Lost { wire, is_told: true },
+            other => {
+                self.state = other;
+                return;
+            }
+        };
+        // The machine never had it.
+        if let Some(request) = self.kept.take() {
+            self.session.handle_reply(Reply { id: request.id, result: Err(Errno::Shutdown) }, pool);
+        }
         self.session.abandon(pool);
-        self.stream = None;
-        self.start = 0;
-        self.end = 0;
+        (self.start, self.end) = (0, 0);
     }
 
-    /// Makes the place ready for the next client. Whether it could: not before every piece of the last one was answered.
-    pub fn reset(&mut self) -> bool {
-        self.stream.is_none() && self.session.reset().is_ok()
+    fn register(&mut self, pool: &mut HostPool, poller: &mut Poller) {
+        let has_output = self.session.has_output();
+        let is_blocked = self.start < self.end || self.kept.is_some();
+        let (wire, reads) = match &mut self.state {
+            State::Open { wire, .. } => (wire, true),
+            State::Closing { wire, .. } => (wire, false),
+            _ => return,
+        };
+        // What is known to be readable need not be asked for again; it is read when there is room.
+        let read = reads && !is_blocked && !wire.is_readable;
+        let interest = Interest { read, write: has_output && !wire.is_writable };
+        match wire.registration {
+            Some(registration) => poller.set_interest(registration, interest),
+            None => {
+                wire.registration = poller.register(&wire.stream, interest, self.token);
+                if wire.registration.is_none() {
+                    self.lose(pool);
+                }
+            }
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

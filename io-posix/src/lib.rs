@@ -7,6 +7,8 @@
 //! | [`disk`] | files and block devices as disks |
 //! | [`lock`] | an image has one writer |
 //! | [`ram`] | a disk in memory |
+//! | [`nbd_disk`] | exports of NBD servers as disks that reconnect |
+//! | [`connection`] | one client of an export that is served here |
 //! | [`address`], [`uri`] | where things are: `unix:PATH`, `tcp:HOST:PORT`, `nbd://…` |
 //! | [`socket`] | listeners and streams that never block |
 //! | [`connection`] | an NBD client's connection |
@@ -23,6 +25,7 @@ mod errno;
 pub mod lock;
 pub mod memory;
 pub mod nbd_disk;
+mod outgoing;
 pub mod poller;
 pub mod ram;
 #[expect(

@@ -115,14 +115,14 @@ impl Daemon {
             None => None,
         };
         let this = &mut self.volumes[volume];
-        if this.attached(None).any(|(_, replica)| replica.name == name) {
+        if this.attached().any(|(_, replica)| replica.name == name) {
             return Err(format!("replica '{name}' is attached already; detach it first, or give another name"));
         }
         let place = this.replicas.iter().position(|replica| replica.as_ref().is_some_and(|known| known.name == name));
         let is_new = place.is_none();
         let free = || this.replicas.iter().position(Option::is_none);
         let detached = || {
-            let attached: Vec<u8> = this.attached(None).map(|(index, _)| index).collect();
+            let attached: Vec<u8> = this.attached().map(|(index, _)| index).collect();
             (0..this.replicas.len()).find(|index| !attached.contains(&(*index as u8)))
         };
         let place = place.or_else(free).or_else(detached);
@@ -155,7 +155,7 @@ impl Daemon {
     /// Lets a replica go.
     pub(super) fn detach(&mut self, volume: usize, name: &str, waiter: Waiter) -> Result<(), String> {
         let this = &mut self.volumes[volume];
-        let found = this.attached(None).find(|(_, replica)| replica.name == name).map(|(index, _)| index);
+        let found = this.attached().find(|(_, replica)| replica.name == name).map(|(index, _)| index);
         let Some(index) = found else {
             return Err(RefusalText { refused: Refused::Unknown, volume: name }.to_string());
         };

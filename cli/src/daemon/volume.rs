@@ -192,6 +192,17 @@ impl Volume {
         disk.nbd_mut().map(|disk| (None, disk)).into_iter().chain(replicas)
     }
 
+    /// The link to a replica, whether one is attached there or not.
+    pub(super) fn nbd_disk(&mut self, replica: u8) -> Option<&mut NbdDisk> {
+        match &mut self.machine {
+            Machine::Primary(driver) => {
+                let links = &mut driver.devices_mut().replicas.0;
+                links.get_mut(usize::from(replica)).map(ReplicaLink::disk_mut)
+            }
+            Machine::Secondary(_) => None,
+        }
+    }
+
     /// What a checkpoint took, once it has ended well.
     pub(super) fn record_checkpoint(&mut self, is_taken: bool) {
         if let Some(began) = self.checkpoint_began.take()

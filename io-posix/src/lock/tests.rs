@@ -1,5 +1,6 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -177,11 +178,14 @@ fn an_image_that_qemu_nbd_serves_is_refused() {
     let mut command = Command::new("qemu-nbd");
     command.args(["-t", "-f", "raw", "-k"]).arg(&socket).arg(&image.path);
     let mut server = command.spawn().unwrap();
-    let start = Instant::now();
-    while !socket.exists() && start.elapsed() < Duration::from_secs(10) {
+    // It opens the image at a moment of its own choice; a look does not disturb that.
+    let (file, start) = (image.open(), Instant::now());
+    while !super::ofd_is_locked(file.as_fd(), super::DOES + super::WRITE).unwrap()
+        && start.elapsed() < Duration::from_secs(10)
+    {
         std::thread::sleep(Duration::from_millis(10));
     }
-    let result = lock(image.open(), Access::Write);
+    let result = lock(file, Access::Write);
     server.kill().unwrap();
     server.wait().unwrap();
     assert!(in_use(result).contains("qemu-nbd"));

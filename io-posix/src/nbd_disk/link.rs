@@ -8,8 +8,9 @@ use twinblock_core::{Errno, Memory, Micros};
 
 use super::{LinkEvent, LinkRefusal, Mode, NbdDisk};
 use crate::memory::HostPool;
+use crate::outgoing::send_segments;
 use crate::poller::{Interest, Poller, Ready, Registration};
-use crate::socket::{Batch, Connecting, Stream};
+use crate::socket::{Connecting, Stream};
 
 /// Payloads from this length on are received into their buffers; for shorter ones a copy costs less than a call.
 const DIRECT_BYTES: u32 = 8 << 10;
@@ -365,28 +366,4 @@ impl NbdDisk {
             }
         }
     }
-}
-
-/// Sends what fits into one call; how many bytes went.
-pub(crate) fn send_segments(
-    stream: &Stream,
-    segments: twinblock_core::nbd::Segments<'_>,
-    memory: &HostPool,
-) -> io::Result<Option<usize>> {
-    let mut batch = Batch::default();
-    for segment in segments {
-        let bytes = match segment {
-            twinblock_core::nbd::Segment::Bytes(bytes) => bytes,
-            twinblock_core::nbd::Segment::Pool(data) => {
-                memory.shared(data).ok_or_else(|| io::Error::other("a buffer to send is not there"))?
-            }
-        };
-        if !batch.push(bytes) {
-            break;
-        }
-    }
-    if batch.byte_count() == 0 {
-        return Err(io::Error::other("nothing to send where something should be"));
-    }
-    stream.send(batch.slices())
 }

@@ -1,0 +1,328 @@
+//! What managers' commands do.
+
+use std::fmt::Write;
+
+use tracing::{info, warn};
+use twinblock_core::control::json::{self, ErrorClass, HeldId, Id, ParseError};
+use twinblock_core::control::{Answer, Command, RefusalText, StatusText, Trouble as StatusTrouble};
+use twinblock_core::node::{self, Operation, Trouble as NodeTrouble};
+use twinblock_core::secondary;
+use twinblock_core::{Refused, Stage, primary};
+
+use super::Daemon;
+use super::jobs::{self, Trouble, Waiter, Waiting};
+use super::managers::{ManagerId, Message};
+
+/// Who is to be answered.
+struct Asker {
+    manager: ManagerId,
+    id: Option<HeldId>,
+}
+
+impl Asker {
+    fn waiter(self, answer: jobs::Answer) -> Waiter {
+        Waiter::Manager { manager: self.manager, id: self.id, answer }
+    }
+}
+
+impl Daemon {
+    /// Does what a message says; the answer comes at once or when a job has ended.
+    pub(super) fn execute(&mut self, manager: ManagerId, message: &Message) {
+        let Message::Text(text) = message else {
+            let mut out = String::new();
+            let _ = ParseError::TooLong.write(&mut out, None);
+            return self.managers.answer(manager, &out);
+        };
+        let mut scratch = vec![0; text.len()];
+        let parsed = json::parse(text, &mut scratch);
+        let id = parsed.id.as_ref().map(Id::held);
+        let admitted = parsed.command.and_then(|command| {
+            let negotiation = self.managers.negotiation(manager).ok_or(ParseError::NoCommand)?;
+            negotiation.admit(&command).map(|()| command)
+        });
+        match admitted {
+            Ok(command) => self.obey(Asker { manager, id }, command),
+            Err(error) => {
+                let mut out = String::new();
+                let _ = error.write(&mut out, parsed.id);
+                self.managers.answer(manager, &out);
+            }
+        }
+    }
+
+    fn obey(&mut self, asker: Asker, command: Command<'_>) {
+        match command {
+            Command::Capabilities => self.answer(&asker, &Answer::Done),
+            Command::Commands => self.answer(&asker, &Answer::Commands),
+            Command::SetReplication { enable, primary, failover, force, volume } => {
+                let stop = Operation::Stop { failover: failover.unwrap_or(false), force };
+                let operation = if enable { Operation::Start { primary } } else { stop };
+                self.operate(asker, operation, volume);
+            }
+            Command::Checkpoint { force, volume } => {
+                self.operate(asker, Operation::Checkpoint { force }, volume);
+            }
+            Command::QueryReplicationStatus { volume } => self.report_trouble(&asker, volume),
+            Command::QueryReplication => self.report(&asker),
+            Command::Attach { volume, uri, name, control, sync_full } => {
+                let replica = name.map_or_else(|| self.new_replica_name(), str::to_owned);
+                self.on_primary(asker, volume, |daemon, volume, waiter| {
+                    daemon.attach(volume, uri, &replica, control, sync_full, waiter)
+                });
+            }
+            Command::Detach { volume, name } => {
+                self.on_primary(asker, volume, |daemon, volume, waiter| daemon.detach(volume, name, waiter));
+            }
+            Command::Quit => {
+                self.answer(&asker, &Answer::Done);
+                info!("ending: a manager asked for it");
+                self.end();
+            }
+            Command::CheckpointPrepare { volume, epoch, claim, modifications } => {
+                let wanted = secondary::Command::Prepare { epoch, claim, modifications };
+                self.on_secondary(asker, volume, wanted);
+            }
+            Command::CheckpointCommit { volume, epoch, claim } => {
+                self.on_secondary(asker, volume, secondary::Command::Commit { epoch, claim });
+            }
+            Command::CheckpointOutcome { volume } => match self.find(volume) {
+                Some(place) => {
+                    let epoch = self.volumes[place].epoch();
+                    self.answer(&asker, &Answer::Epoch(epoch));
+                }
+                None => self.refuse(&asker, Refused::Unknown, volume),
+            },
+        }
+    }
+
+    fn find(&self, volume: &str) -> Option<usize> {
+        self.volumes.iter().position(|known| known.name == volume)
+    }
+
+    fn answer(&mut self, asker: &Asker, answer: &Answer<'_>) {
+        let mut out = String::new();
+        let _ = json::write_answer(&mut out, answer, asker.id.as_ref().map(HeldId::id));
+        self.managers.answer(asker.manager, &out);
+    }
+
+    fn fail(&mut self, asker: &Asker, text: &str) {
+        let mut out = String::new();
+        let id = asker.id.as_ref().map(HeldId::id);
+        let _ = json::write_error(&mut out, ErrorClass::GenericError, text, id);
+        self.managers.answer(asker.manager, &out);
+    }
+
+    fn refuse(&mut self, asker: &Asker, refused: Refused, volume: &str) {
+        let mut out = String::new();
+        let id = asker.id.as_ref().map(HeldId::id);
+        let _ = json::write_refusal(&mut out, RefusalText { refused, volume }, id);
+        self.managers.answer(asker.manager, &out);
+    }
+
+    /// The volumes that a command is for; an error if it names none that there is.
+    fn selected(&self, volume: Option<&str>) -> Result<Vec<usize>, Refused> {
+        match volume {
+            None => Ok((0..self.volumes.len()).collect()),
+            Some(name) => self.find(name).map(|place| vec![place]).ok_or(Refused::Unknown),
+        }
+    }
+
+    /// An operation on one volume or on all: all are asked first, then all act.
+    fn operate(&mut self, asker: Asker, operation: Operation, volume: Option<&str>) {
+        let selected = match self.selected(volume) {
+            Ok(selected) => selected,
+            Err(refused) => return self.refuse(&asker, refused, volume.unwrap_or_default()),
+        };
+        let checked = node::check_all(selected.iter().map(|place| self.volumes[*place].managed()), operation);
+        let is_waiting_allowed = matches!(operation, Operation::Checkpoint { .. });
+        match checked {
+            Ok(()) => {}
+            // A checkpoint that finds another one under way waits for it.
+            Err((place, Refused::InProgress)) if is_waiting_allowed && self.volumes[selected[place]].is_primary() => {}
+            Err((place, refused)) => {
+                let name = self.volumes[selected[place]].name.clone();
+                return self.refuse(&asker, refused, &name);
+            }
+        }
+        let job = self.jobs.begin(asker.waiter(jobs::Answer::Nothing));
+        let is_checkpoint = matches!(operation, Operation::Checkpoint { .. });
+        let mut has_pair = false;
+        for place in selected {
+            match (is_checkpoint, self.volumes[place].is_primary()) {
+                (true, true) => has_pair |= self.volumes[place].stage() == Stage::Running,
+                _ => self.order(place, job, operation),
+            }
+        }
+        if has_pair {
+            let only = volume.and_then(|name| self.find(name));
+            self.want_checkpoint(job, only, false);
+        } else {
+            self.end_job(job);
+        }
+    }
+
+    /// Gives a volume an order for a job.
+    pub(super) fn order(&mut self, volume: usize, job: usize, operation: Operation) {
+        let command = self.jobs.expect(Waiting::Job { job, volume });
+        if let Err(refused) = self.volumes[volume].command(self.now, command, operation) {
+            self.jobs.answered(command);
+            self.answered(job, volume, Err(refused));
+        }
+    }
+
+    /// Gives a primary an order.
+    pub(super) fn order_primary(&mut self, volume: usize, waiting: Waiting, wanted: primary::Command) {
+        let command = self.jobs.expect(waiting);
+        let now = self.now;
+        let Some(driver) = self.volumes[volume].primary() else { return };
+        let Err(refused) = driver.offer(now, primary::Input::Command(command, wanted)) else { return };
+        self.jobs.answered(command);
+        match waiting {
+            Waiting::Job { job, volume } => self.answered(job, volume, Err(refused)),
+            Waiting::Barrier { volume } => self.barrier_answered(volume, Err(refused)),
+            Waiting::Pair { .. } | Waiting::Nobody => warn!(?refused, ?wanted, "a volume refused"),
+        }
+    }
+
+    fn on_secondary(&mut self, asker: Asker, name: &str, wanted: secondary::Command) {
+        let Some(volume) = self.find(name) else { return self.refuse(&asker, Refused::Unknown, name) };
+        let now = self.now;
+        if self.volumes[volume].secondary().is_none() {
+            return self.refuse(&asker, Refused::WrongMode { primary_wanted: false }, name);
+        }
+        let job = self.jobs.begin(asker.waiter(jobs::Answer::EpochOf(volume)));
+        let command = self.jobs.expect(Waiting::Job { job, volume });
+        let Some(driver) = self.volumes[volume].secondary() else { return };
+        if let Err(refused) = driver.offer(now, secondary::Input::Command(command, wanted)) {
+            self.jobs.answered(command);
+            return self.answered(job, volume, Err(refused));
+        }
+        if matches!(wanted, secondary::Command::Commit { .. }) {
+            self.volumes[volume].checkpoint_began = Some(std::time::Instant::now());
+        }
+    }
+
+    fn on_primary(
+        &mut self,
+        asker: Asker,
+        name: Option<&str>,
+        act: impl FnOnce(&mut Self, usize, Waiter) -> Result<(), String>,
+    ) {
+        let mut primaries = (0..self.volumes.len()).filter(|place| self.volumes[*place].is_primary());
+        let found = match name {
+            Some(name) => self.find(name).filter(|place| self.volumes[*place].is_primary()),
+            None => primaries.next().filter(|_| primaries.next().is_none()),
+        };
+        let Some(volume) = found else {
+            let text = match name {
+                Some(name) => format!("there is no primary '{name}'; see query-replication for what there is"),
+                None => "there is not exactly one primary here; name the volume".to_owned(),
+            };
+            return self.fail(&asker, &text);
+        };
+        let waiter = Asker { manager: asker.manager, id: asker.id.clone() }.waiter(jobs::Answer::Nothing);
+        if let Err(text) = act(self, volume, waiter) {
+            self.fail(&asker, &text);
+        }
+    }
+
+    /// A name for a replica that was given none.
+    fn new_replica_name(&self) -> String {
+        let is_taken = |name: &String| {
+            let replicas = self.volumes.iter().flat_map(|volume| &volume.replicas);
+            replicas.flatten().any(|replica| replica.name == *name)
+        };
+        let mut names = (0..).map(crate::spec::default_replica_name);
+        names.find(|name| !is_taken(name)).unwrap_or_default()
+    }
+
+    /// A volume has answered to a job.
+    pub(super) fn answered(&mut self, job: usize, volume: usize, result: Result<(), Refused>) {
+        if !self.volumes[volume].is_primary() {
+            self.volumes[volume].record_checkpoint(result.is_ok());
+        }
+        self.note_job(job, result.map_err(|refused| Trouble::Volume(volume, refused)));
+    }
+
+    pub(super) fn note_job(&mut self, job: usize, result: Result<(), Trouble>) {
+        if let Some((waiter, trouble)) = self.jobs.note(job, result) {
+            self.job_ended(waiter, trouble);
+        }
+    }
+
+    /// Ends a job that had nothing to wait for.
+    pub(super) fn end_job(&mut self, job: usize) {
+        if let Some((waiter, trouble)) = self.jobs.end_if_done(job) {
+            self.job_ended(waiter, trouble);
+        }
+    }
+
+    fn job_ended(&mut self, waiter: Waiter, trouble: Option<Trouble>) {
+        match (waiter, trouble) {
+            (Waiter::Manager { manager, id, answer }, None) => {
+                let answer = match answer {
+                    jobs::Answer::Nothing => Answer::Done,
+                    jobs::Answer::EpochOf(volume) => Answer::Epoch(self.volumes[volume].epoch()),
+                };
+                self.answer(&Asker { manager, id }, &answer);
+            }
+            (Waiter::Manager { manager, id, .. }, Some(Trouble::Volume(volume, refused))) => {
+                let name = self.volumes[volume].name.clone();
+                self.refuse(&Asker { manager, id }, refused, &name);
+            }
+            (Waiter::Manager { manager, id, .. }, Some(Trouble::Pair(failure))) => {
+                let text = self.failure_text(&failure);
+                self.fail(&Asker { manager, id }, &text);
+            }
+            (Waiter::Log(what), Some(Trouble::Volume(volume, refused))) => {
+                let volume = &self.volumes[volume].name;
+                warn!("{what}: {}", RefusalText { refused, volume });
+            }
+            // The coordinator's failures are in the log already.
+            (Waiter::Log(_), _) => {}
+        }
+    }
+
+    /// What `query-xen-replication-status` tells: the first trouble there is.
+    fn report_trouble(&mut self, asker: &Asker, volume: Option<&str>) {
+        let selected = match self.selected(volume) {
+            Ok(selected) => selected,
+            Err(refused) => return self.refuse(asker, refused, volume.unwrap_or_default()),
+        };
+        let mut out = String::new();
+        let trouble = selected.into_iter().find_map(|place| self.trouble_of(place));
+        let id = asker.id.as_ref().map(HeldId::id);
+        let _ = json::write_answer(&mut out, &Answer::Status(trouble), id);
+        self.managers.answer(asker.manager, &out);
+    }
+
+    fn trouble_of(&self, place: usize) -> Option<StatusText<'_>> {
+        let volume = &self.volumes[place];
+        let trouble = match volume.managed().trouble() {
+            Err(_) => StatusTrouble::NotRunning,
+            Ok(None) => return None,
+            Ok(Some(NodeTrouble::Error(kind))) => StatusTrouble::Error(kind),
+            Ok(Some(NodeTrouble::Behind)) => {
+                let behind = volume.replica_reports().into_iter().find(|replica| replica.is_behind);
+                behind.map_or(StatusTrouble::Missing, |replica| StatusTrouble::Behind(replica.name))
+            }
+        };
+        Some(StatusText { volume: &volume.name, trouble })
+    }
+
+    /// What `query-replication` tells: everything.
+    fn report(&mut self, asker: &Asker) {
+        let mut out = String::new();
+        if self.write_report(&mut out, asker.id.as_ref().map(HeldId::id)).is_ok() {
+            self.managers.answer(asker.manager, &out);
+        }
+    }
+
+    fn write_report(&self, out: &mut impl Write, id: Option<Id<'_>>) -> std::fmt::Result {
+        let mut report = json::ReportWriter::begin(out)?;
+        for volume in &self.volumes {
+            report.volume(&volume.report(), volume.replica_reports())?;
+        }
+        report.end(id)
+    }
+}
