@@ -148,7 +148,8 @@ pub enum ServerEvent {
         /// Who the client says it is.
         identity: Option<Identity>,
     },
-    /// A piece for the machine. If the machine is busy, keep it, do not poll again, and offer it later.
+    /// A piece for the machine. If the machine is busy, keep it, do not poll again, and offer it later. Whatever becomes
+    /// of the connection, each piece is to be replied once: one that the machine never took, by its holder.
     Request(Request),
     /// The session has ended; send what is left to send, then close the connection and call [`Session::abandon`].
     /// Pieces with the machine are still to be replied.
