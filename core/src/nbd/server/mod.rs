@@ -148,7 +148,8 @@ pub enum ServerEvent {
         /// Who the client says it is.
         identity: Option<Identity>,
     },
-    /// A piece for the machine. If the machine is busy, keep it, do not poll again, and offer it later.
+    /// A piece for the machine. If the machine is busy, keep it, do not poll again, and offer it later. Whatever becomes
+    /// of the connection, each piece is to be replied once: one that the machine never took, by its holder.
     Request(Request),
     /// The session has ended; send what is left to send, then close the connection and call [`Session::abandon`].
     /// Pieces with the machine are still to be replied.
@@ -222,6 +223,41 @@ enum Step {
 }
 
 /// A server's side of one connection.
+///
+/// ```
+/// use twinblock_core::Windows;
+/// use twinblock_core::nbd::server::{
+///     Export, Exports, PieceSlot, RequestSlot, ServerConfig, ServerMemory, Session,
+/// };
+/// use twinblock_core::nbd::{OutputEntry, Segment};
+///
+/// struct One;
+///
+/// impl Exports for One {
+///     fn count(&self) -> usize {
+///         1
+///     }
+///     fn export(&self, index: usize) -> Option<Export<'_>> {
+///         (index == 0).then(|| Export::new("disk", 1 << 20))
+///     }
+/// }
+///
+/// let memory = ServerMemory {
+///     requests: &mut [RequestSlot::EMPTY; 4],
+///     pieces: &mut [PieceSlot::EMPTY; 4],
+///     option_data: &mut [0; 512],
+///     output_bytes: &mut [0; 512],
+///     output_entries: &mut [OutputEntry::EMPTY; 8],
+/// };
+/// let mut session = Session::new(ServerConfig::new(4096, 0), memory).unwrap();
+/// let mut buffers = [0; 4 * 4096];
+/// let mut pool = Windows::new(&mut buffers, 4096);
+/// // The greeting waits to be sent; then the client's flags come in.
+/// assert_eq!(session.segments().next(), Some(Segment::Bytes(b"NBDMAGICIHAVEOPT\0\x03")));
+/// session.sent(18, &mut pool);
+/// assert_eq!(session.receive(&[0, 0, 0, 3], &One, &mut pool), 4);
+/// assert_eq!(session.poll_event(&mut pool), None);
+/// ```
 #[derive(Debug)]
 pub struct Session<'m> {
     config: ServerConfig,

@@ -295,3 +295,35 @@ fn a_lost_connection_completes_everything_once() {
     assert_eq!((client.session.in_flight(), client.session.oldest_in_flight()), (0, None));
     assert!(!client.session.has_output());
 }
+
+#[test]
+fn a_split_write_waits_for_each_payload_to_be_sent() {
+    let mut client = ready(TransmissionFlags::empty(), false, 300);
+    client.submit(Action::Write { data: data(0, 500), fua: false }, extent(0, 500));
+    for (length, is_last) in [(300, false), (200, true)] {
+        let bytes = take(client.session.segments(), 100, &mut client.memory);
+        client.session.sent(100);
+        let header = RequestHeader::decode(bytes.first_chunk().unwrap()).unwrap();
+        assert_eq!(header.length, length);
+        client.receive(&simple(0, header.cookie));
+        let left: usize = client.session.segments().map(|segment| segment.length()).sum();
+        assert_eq!(left, wire::REQUEST_BYTES + length as usize - 100, "nothing else of it is queued");
+        assert_eq!(client.result(), None);
+        client.session.sent(left);
+        assert_eq!(client.result().is_some(), is_last);
+    }
+}
+
+#[test]
+fn parts_of_a_read_are_told_apart() {
+    use super::super::transfers::{BadPart, Parts};
+    let mut parts = Parts::default();
+    for (start, end) in [(10, 20), (40, 50), (20, 30), (35, 40)] {
+        assert_eq!(parts.add(start, end), Ok(()));
+    }
+    for (start, end) in [(29, 31), (31, 36), (0, 11), (45, 46), (0, 100), (10, 20)] {
+        assert_eq!(parts.add(start, end), Err(BadPart::Overlaps), "{start}..{end}");
+    }
+    assert_eq!((parts.add(30, 35), parts.add(0, 10), parts.is_whole(50)), (Ok(()), Ok(()), true));
+    assert!(!parts.is_whole(51));
+}

@@ -485,3 +485,79 @@ fn every_request_is_answered_once_and_rightly_whatever_the_order() {
         server.assert_idle();
     }
 }
+
+#[test]
+fn a_reply_in_order_is_begun_only_when_nothing_older_can_hold_it_up() {
+    let mut server = opened(Sizes { buffers: 2, ..Sizes::LARGE }, disk(), false);
+    server.is_holding = true;
+    let mut bytes = request(code::READ, NONE, 1, 0, 10);
+    bytes.extend(request(code::READ, NONE, 2, 4096, 3 * 4096));
+    server.receive(&bytes);
+    server.receive(&bytes[wire::REQUEST_BYTES..]);
+    assert_eq!(server.held.len(), 2, "no third buffer");
+    server.answer(1);
+    assert!(!server.session.has_output(), "the older read may need its buffer longer than the pool can wait");
+    server.answer(0);
+    server.is_holding = false;
+    let answers = answers(&server.talk(&[]), &[(1, 0, 10), (2, 4096, 3 * 4096)]);
+    assert_eq!((answers[0].0, answers[1].0), (1, 2));
+    assert_eq!(answers[1].1.whole(), server.ram.disk[4096..4 * 4096]);
+    server.assert_idle();
+}
+
+#[test]
+fn a_reply_to_a_piece_that_was_not_handed_out_does_nothing() {
+    let mut server = opened(Sizes::SMALL, disk(), true);
+    let bytes = write(1, 0, &[7; 512]);
+    assert_eq!(server.receive(&bytes[..300]), 300);
+    assert_eq!(server.pool.taken(), 1);
+    for slot in 0..4 {
+        let reply = Reply { id: RequestId(5 << 16 | slot), result: Ok(Outcome::Done) };
+        server.session.handle_reply(reply, &mut server.pool);
+    }
+    assert_eq!(server.pool.taken(), 1);
+    assert_eq!(answer(&server.talk(&bytes[300..])).error, 0);
+    assert_eq!(server.ram.disk[..512], [7; 512]);
+}
+
+#[test]
+fn a_second_status_waits_until_the_first_is_answered() {
+    let mut server = opened(Sizes::LARGE, disk(), true);
+    server.ram.disk.fill(1);
+    server.ram.disk[..4096].fill(0);
+    server.is_holding = true;
+    // A read that must leave in one chunk keeps the way blocked.
+    let mut bytes = request(code::READ, CommandFlags::DF, 9, 0, 8192);
+    bytes.extend(request(code::BLOCK_STATUS, NONE, 1, 0, 4096));
+    bytes.extend(request(code::BLOCK_STATUS, NONE, 2, 4096, 4096));
+    let (mut output, mut at) = (Vec::new(), 0);
+    for _ in 0..9 {
+        at += server.receive(&bytes[at..]);
+        if server.held.len() > 2 {
+            server.answer(0);
+            server.answer(1);
+        }
+        output.extend(server.send(usize::MAX));
+    }
+    server.is_holding = false;
+    at += server.receive(&bytes[at..]);
+    output.extend(server.talk(&bytes[at..]));
+    let answers = answers(&output, &[]);
+    assert_eq!(answers.len(), 3);
+    for (cookie, answer) in answers.into_iter().filter(|answer| answer.0 != 9) {
+        assert_eq!(answer.extents, [(4096, if cookie == 1 { 3 } else { 0 })]);
+    }
+}
+
+#[test]
+fn data_that_was_not_sent_is_released_with_the_connection() {
+    for is_structured in [false, true] {
+        let mut server = opened(Sizes::LARGE, disk(), is_structured);
+        server.receive(&request(code::READ, NONE, 1, 0, 8192));
+        server.send(100);
+        assert_eq!(server.pool.taken(), 2);
+        server.session.abandon(&mut server.pool);
+        server.assert_idle();
+        assert_eq!(server.session.reset(), Ok(()));
+    }
+}
