@@ -62,5 +62,23 @@ fn run(cli: Cli) -> Result<(), Failure> {
 
 fn serve(spec: &spec::DaemonSpec) -> Result<(), Failure> {
     spec.check().map_err(Failure::Usage)?;
+    if spec.end_with_parent {
+        end_with_parent()?;
+    }
     daemon::run(spec)
+}
+
+/// SIGTERM arrives when the thread that started this process ends.
+#[cfg(target_os = "linux")]
+fn end_with_parent() -> Result<(), Failure> {
+    use rustix::process::{Signal, set_parent_process_death_signal};
+    set_parent_process_death_signal(Some(Signal::TERM)).map_err(|error| {
+        Failure::Refused(format!("cannot end with the process that started this one: {error}"))
+    })
+}
+
+/// Only Linux can say when the process that started this one ends.
+#[cfg(not(target_os = "linux"))]
+fn end_with_parent() -> Result<(), Failure> {
+    Ok(())
 }

@@ -75,8 +75,7 @@ impl Workshop<'_> {
             }
             spec::Disk::Nbd(uri) => {
                 let what = uri.to_string();
-                let mut disk =
-                    self.new_nbd_disk(volume, None).map_err(|error| refused(&what, error))?;
+                let mut disk = self.new_nbd_disk(volume, None).map_err(|error| refused(&what, error))?;
                 let uri = what.parse().map_err(|error| refused(&what, error))?;
                 disk.open(&uri, NbdOptions::disk(), Micros(0)).map_err(|error| refused(&what, error))?;
                 disk.wait_connected(Micros(0), NBD_START_MAX, self.pool)
@@ -138,7 +137,8 @@ impl Workshop<'_> {
                 AnyBuffer::Memory(Box::new(ram))
             }
             BufferPlace::Path(path) => {
-                let options = Options { direct: spec.direct, queue_capacity: DISK_QUEUE, ..Options::default() };
+                let options =
+                    Options { direct: spec.direct, queue_capacity: DISK_QUEUE, ..Options::default() };
                 let file = Disk::create(path, spec.buffer_size.0, options, self.workers);
                 AnyBuffer::File(Box::new(file.map_err(|error| Failure::Refused(error.to_string()))?))
             }
@@ -207,7 +207,9 @@ impl Workshop<'_> {
 
 const fn primary_text(error: primary::ConfigError) -> &'static str {
     match error {
-        primary::ConfigError::Disk => "the disk is empty or read-only; give it one with bytes that may be written",
+        primary::ConfigError::Disk => {
+            "the disk is empty or read-only; give it one with bytes that may be written"
+        }
         primary::ConfigError::DirtyGranule => "the dirty granule is no power of two from 512 on",
         primary::ConfigError::Block => "the disk's blocks are too large",
         primary::ConfigError::Window
@@ -219,9 +221,15 @@ const fn primary_text(error: primary::ConfigError) -> &'static str {
 
 const fn secondary_text(error: secondary::ConfigError) -> &'static str {
     match error {
-        secondary::ConfigError::Disk => "the disk is empty or read-only; give it one with bytes that may be written",
-        secondary::ConfigError::Buffer => "the buffer is read-only or smaller than one granule; make it larger",
-        secondary::ConfigError::Granule => "the granule is smaller than a block of the disk or the buffer; double it",
+        secondary::ConfigError::Disk => {
+            "the disk is empty or read-only; give it one with bytes that may be written"
+        }
+        secondary::ConfigError::Buffer => {
+            "the buffer is read-only or smaller than one granule; make it larger"
+        }
+        secondary::ConfigError::Granule => {
+            "the granule is smaller than a block of the disk or the buffer; double it"
+        }
         secondary::ConfigError::Window
         | secondary::ConfigError::Table
         | secondary::ConfigError::Scratch

@@ -1,14 +1,11 @@
 //! NBD clients: listeners, exports, and the places for connections.
 
-use std::io;
-use std::time::Duration;
-
 use tracing::{debug, info, warn};
-use twinblock_core::nbd::server::{Export, Exports, ServerEvent};
+use twinblock_core::nbd::server::{Export, Exports, ServerConfig, ServerEvent};
 use twinblock_core::nbd::wire::TransmissionFlags;
 use twinblock_core::secondary::Port;
-use twinblock_core::{ConnectionId, Errno, Identity, Micros, Refused, Reply, Request, RequestId};
-use twinblock_io_posix::connection::{Connection, Received};
+use twinblock_core::{ConnectionId, Errno, Identity, Micros, Refused, Reply, Request};
+use twinblock_io_posix::connection::{Connection, ConnectionSizes};
 use twinblock_io_posix::memory::HostPool;
 use twinblock_io_posix::poller::{Interest, Poller, Ready, Registration};
 use twinblock_io_posix::socket::{Listener, Stream};
@@ -16,8 +13,8 @@ use twinblock_io_posix::socket::{Listener, Stream};
 use super::token::{Kind, token};
 use super::volume::Volume;
 
-/// System calls for one client before others have their turn.
-const RECEIVES_MAX: usize = 8;
+/// Events of one client before others have their turn.
+const EVENTS_MAX: usize = 256;
 
 /// An export: which volume, and which side of it.
 #[derive(Clone, Debug)]
@@ -57,55 +54,43 @@ impl Exports for Exported {
 
 #[derive(Debug)]
 pub(super) struct Listening {
-    pub(super) listener: Listener,
-    pub(super) exports: Exported,
+    listener: Listener,
+    exports: Exported,
     registration: Registration,
 }
 
-/// What a place for a connection is used for.
+/// A place for a connection, and what it is used for.
 #[derive(Debug)]
 struct Client {
     connection: Connection,
-    registration: Option<Registration>,
     listening: usize,
-    opened_at: Micros,
     /// The volume and the name there, once an export was chosen.
     chosen: Option<(usize, ConnectionId)>,
-    /// A piece that the machine was too busy for.
-    waiting: Option<Request>,
-    /// Something may be done without new bytes.
-    is_restless: bool,
-    /// What it has sent cannot be taken now.
-    is_stalled: bool,
-    has_output: bool,
-    /// The session has ended; what is left to send is sent.
-    is_ending: bool,
 }
 
 /// All NBD clients of a daemon.
 #[derive(Debug)]
 pub(super) struct Clients {
-    pub(super) listenings: Vec<Listening>,
+    listenings: Vec<Listening>,
     places: Vec<Client>,
     places_max: usize,
     window_bytes: u32,
     next_connection: u32,
-    handshake_max: Micros,
-    is_accepting: bool,
-    is_reading: bool,
+    /// There was no place for the last that came.
+    is_crowded: bool,
+    is_ending: bool,
 }
 
 impl Clients {
-    pub(super) fn new(places_max: u16, window_bytes: u32, handshake_max: Duration) -> Self {
+    pub(super) const fn new(places_max: u16, window_bytes: u32) -> Self {
         Self {
             listenings: Vec::new(),
             places: Vec::new(),
-            places_max: usize::from(places_max),
+            places_max: places_max as usize,
             window_bytes,
             next_connection: 0,
-            handshake_max: Micros(handshake_max.as_micros() as u64),
-            is_accepting: true,
-            is_reading: true,
+            is_crowded: false,
+            is_ending: false,
         }
     }
 
@@ -127,186 +112,102 @@ impl Clients {
         ConnectionId(self.next_connection)
     }
 
-    /// Takes connections while there are places.
-    pub(super) fn accept(&mut self, listening: usize, now: Micros, poller: &mut Poller) {
-        while self.is_accepting {
+    /// Takes connections while there are places; those that find none wait in the system's queue.
+    pub(super) fn accept(&mut self, listening: usize, now: Micros, pool: &mut HostPool, poller: &mut Poller) {
+        while !self.is_ending {
             let Some(place) = self.free_place() else {
                 warn!("every place for a connection is taken; new ones wait until one is free");
-                return self.pause(poller, true);
+                return self.listen_no_more(poller);
             };
             match self.listenings[listening].listener.accept() {
-                Ok(Some(stream)) => self.open(place, listening, stream, now, poller),
+                Ok(Some(stream)) => self.open(place, listening, stream, now, pool),
                 Ok(None) => return,
                 Err(error) => {
                     warn!("cannot accept a connection: {error}");
-                    return self.pause(poller, true);
+                    return self.listen_no_more(poller);
                 }
             }
         }
     }
 
-    fn pause(&mut self, poller: &mut Poller, is_paused: bool) {
-        self.is_accepting = !is_paused;
-        let interest = if is_paused { Interest::NONE } else { Interest::READ };
+    fn listen_no_more(&mut self, poller: &mut Poller) {
+        self.is_crowded = true;
         for listening in &self.listenings {
-            poller.set_interest(listening.registration, interest);
+            poller.set_interest(listening.registration, Interest::NONE);
+        }
+    }
+
+    fn listen_again(&mut self, poller: &mut Poller) {
+        self.is_crowded = false;
+        for listening in &self.listenings {
+            poller.set_interest(listening.registration, Interest::READ);
         }
     }
 
     fn free_place(&mut self) -> Option<usize> {
-        let is_free = |client: &mut Client| client.connection.stream().is_none() && client.connection.reset();
-        if let Some(place) = self.places.iter_mut().position(is_free) {
+        if let Some(place) = self.places.iter().position(|client| client.connection.is_free()) {
             return Some(place);
         }
-        if self.places.len() >= self.places_max {
+        let index = self.places.len();
+        if index >= self.places_max {
             return None;
         }
-        let index = self.places.len();
         // A place is made once and used for all later clients.
-        let connection = Connection::new(self.window_bytes, index as u16).ok()?;
-        self.places.push(Client {
-            connection,
-            registration: None,
-            listening: 0,
-            opened_at: Micros(0),
-            chosen: None,
-            waiting: None,
-            is_restless: false,
-            is_stalled: false,
-            has_output: false,
-            is_ending: false,
-        });
+        let config = ServerConfig::new(self.window_bytes, index as u16);
+        let connection =
+            Connection::new(config, ConnectionSizes::default(), token(Kind::Client, index)).ok()?;
+        self.places.push(Client { connection, listening: 0, chosen: None });
         Some(index)
     }
 
-    fn open(&mut self, place: usize, listening: usize, stream: Stream, now: Micros, poller: &mut Poller) {
+    fn open(&mut self, place: usize, listening: usize, stream: Stream, now: Micros, pool: &mut HostPool) {
         let client = &mut self.places[place];
-        client.registration = poller.register(&stream, Interest::READ, token(Kind::Client, place));
-        if client.registration.is_none() {
-            return warn!("a connection was turned away: too many descriptors");
-        }
-        client.connection.open(stream);
         client.listening = listening;
-        client.opened_at = now;
         client.chosen = None;
-        client.waiting = None;
-        client.is_ending = false;
-        client.is_stalled = false;
-        client.is_restless = true;
-        client.has_output = true;
+        if let Err(error) = client.connection.open(stream, now, pool) {
+            warn!("a connection was turned away: {error}");
+        }
     }
 
     pub(super) fn on_ready(&mut self, place: usize, ready: Ready) {
         if let Some(client) = self.places.get_mut(place) {
-            client.is_restless |= ready.read;
-            client.has_output |= ready.write;
+            client.connection.ready(ready);
         }
     }
 
     /// A machine's answer to a piece.
     pub(super) fn reply(&mut self, reply: Reply, pool: &mut HostPool) {
-        let place = (reply.id.0 >> 16) as usize;
-        if let Some(client) = self.places.get_mut(place) {
+        if let Some(client) = self.places.get_mut((reply.id.0 >> 16) as usize) {
             client.connection.reply(reply, pool);
-            client.has_output = true;
-            // There is room again for what was held back.
-            client.is_restless = true;
         }
     }
 
-    /// Lets every client that may have something do what it can. Whether a machine has taken anything.
-    pub(super) fn serve(
-        &mut self,
-        now: Micros,
-        volumes: &mut [Volume],
-        pool: &mut HostPool,
-        poller: &mut Poller,
-    ) -> bool {
-        let mut has_offered = false;
+    /// Lets every client that may have something do what it can. Whether a machine was told anything.
+    pub(super) fn serve(&mut self, now: Micros, volumes: &mut [Volume], pool: &mut HostPool) -> bool {
+        let mut has_told = false;
         for place in 0..self.places.len() {
-            let client = &mut self.places[place];
-            let is_stalled = client.is_stalled || client.waiting.is_some();
-            if !std::mem::take(&mut client.is_restless) && !is_stalled {
-                continue;
-            }
-            match self.serve_one(place, now, volumes, pool) {
-                Ok(offered) => has_offered |= offered,
-                Err(error) => {
-                    if error.kind() != io::ErrorKind::UnexpectedEof {
-                        debug!("a connection has failed: {error}");
+            for _ in 0..EVENTS_MAX {
+                let client = &mut self.places[place];
+                if !client.connection.has_work() || self.is_ending {
+                    break;
+                }
+                let exports = &self.listenings[client.listening].exports;
+                let Some(event) = client.connection.next(exports, pool) else { break };
+                match event {
+                    ServerEvent::Request(request) => {
+                        if !client.offer(request, now, volumes, pool) {
+                            break;
+                        }
                     }
-                    self.drop_one(place, now, volumes, pool, poller, false);
-                    has_offered = true;
-                }
-            }
-        }
-        has_offered
-    }
-
-    fn serve_one(
-        &mut self,
-        place: usize,
-        now: Micros,
-        volumes: &mut [Volume],
-        pool: &mut HostPool,
-    ) -> io::Result<bool> {
-        let mut has_offered = false;
-        for _ in 0..RECEIVES_MAX {
-            let (offered, is_busy) = self.hear(place, now, volumes, pool)?;
-            has_offered |= offered;
-            let client = &mut self.places[place];
-            if is_busy || client.connection.stream().is_none() || client.is_ending || !self.is_reading {
-                return Ok(has_offered);
-            }
-            let exports = &self.listenings[client.listening].exports;
-            let received = client.connection.receive(exports, pool)?;
-            client.has_output |= client.connection.session().has_output();
-            client.set_stalled(received == Received::Stalled);
-            if received != Received::Some {
-                let (offered, _) = self.hear(place, now, volumes, pool)?;
-                return Ok(has_offered || offered);
-            }
-        }
-        self.places[place].is_restless = true;
-        Ok(has_offered)
-    }
-
-    /// Takes what the session tells. Whether a machine has taken anything, and whether one was too busy.
-    fn hear(
-        &mut self,
-        place: usize,
-        now: Micros,
-        volumes: &mut [Volume],
-        pool: &mut HostPool,
-    ) -> io::Result<(bool, bool)> {
-        let mut has_offered = false;
-        loop {
-            let client = &mut self.places[place];
-            if let Some(request) = client.waiting.take() {
-                if !client.offer(request, now, volumes, pool) {
-                    // Its interest in more bytes is looked at again.
-                    client.has_output = true;
-                    return Ok((has_offered, true));
-                }
-                has_offered = true;
-            }
-            match client.connection.next_event(pool) {
-                Some(ServerEvent::Request(request)) => client.waiting = Some(request),
-                Some(ServerEvent::Opened { export, identity }) => {
-                    self.choose(place, export, identity, now, volumes)?;
-                }
-                Some(ServerEvent::Closed { clean }) => {
-                    client.is_ending = true;
-                    client.has_output = true;
-                    if let Some((volume, connection)) = client.chosen.take() {
-                        info!(connection = connection.0, clean, "a client has disconnected");
-                        volumes[volume].close(now, connection, clean);
-                        has_offered = true;
+                    ServerEvent::Opened { export, identity } => {
+                        self.choose(place, export, identity, now, volumes, pool);
                     }
+                    ServerEvent::Closed { clean } => client.leave(clean, now, volumes),
                 }
-                None => return Ok((has_offered, false)),
+                has_told = true;
             }
         }
+        has_told
     }
 
     /// A client has chosen an export.
@@ -317,70 +218,17 @@ impl Clients {
         identity: Option<Identity>,
         now: Micros,
         volumes: &mut [Volume],
-    ) -> io::Result<()> {
-        let connection = self.new_connection();
-        let exports = &self.listenings[self.places[place].listening].exports;
-        let served = exports.0.get(export).ok_or(io::ErrorKind::NotFound)?;
-        if let Err(refused) = volumes[served.volume].open(now, connection, served.port, identity) {
-            warn!(export = served.name, "a client was turned away: {refused:?}");
-            return Err(io::ErrorKind::ConnectionRefused.into());
-        }
-        info!(export = served.name, port = ?served.port, connection = connection.0, "a client has connected");
-        self.places[place].chosen = Some((served.volume, connection));
-        Ok(())
-    }
-
-    /// Sends what waits, and lets go of sessions that have ended.
-    pub(super) fn flush(&mut self, now: Micros, volumes: &mut [Volume], pool: &mut HostPool, poller: &mut Poller) {
-        for place in 0..self.places.len() {
-            let client = &mut self.places[place];
-            if !std::mem::take(&mut client.has_output) || client.connection.stream().is_none() {
-                continue;
-            }
-            let sent = client.connection.flush(pool);
-            let is_ending = client.is_ending;
-            match sent {
-                Ok(true) if is_ending => self.drop_one(place, now, volumes, pool, poller, true),
-                Ok(has_left) => {
-                    let stalled = client.waiting.is_some() || client.is_stalled;
-                    let interest = Interest { read: !is_ending && !stalled && self.is_reading, write: !has_left };
-                    if let Some(registration) = client.registration {
-                        poller.set_interest(registration, interest);
-                    }
-                    // There is room again for what the session could not answer.
-                    client.is_restless |= has_left;
-                }
-                Err(error) => {
-                    debug!("a connection has failed: {error}");
-                    self.drop_one(place, now, volumes, pool, poller, false);
-                }
-            }
-        }
-    }
-
-    fn drop_one(
-        &mut self,
-        place: usize,
-        now: Micros,
-        volumes: &mut [Volume],
         pool: &mut HostPool,
-        poller: &mut Poller,
-        is_clean: bool,
     ) {
+        let name = self.new_connection();
         let client = &mut self.places[place];
-        if let Some(registration) = client.registration.take() {
-            poller.deregister(registration);
+        let Some(served) = self.listenings[client.listening].exports.0.get(export) else { return };
+        if let Err(refused) = volumes[served.volume].open(now, name, served.port, identity) {
+            warn!(export = served.name, "a client was turned away: {refused:?}");
+            return client.connection.kick(pool);
         }
-        if let Some((volume, connection)) = client.chosen.take() {
-            info!(connection = connection.0, clean = is_clean, "a client has gone");
-            volumes[volume].close(now, connection, is_clean);
-        }
-        client.waiting = None;
-        client.is_stalled = false;
-        client.connection.close(pool);
-        if !self.is_accepting && self.is_reading {
-            self.pause(poller, false);
-        }
+        info!(export = served.name, port = ?served.port, connection = name.0, "a client has connected");
+        client.chosen = Some((served.volume, name));
     }
 
     /// A machine wants a connection closed.
@@ -390,85 +238,60 @@ impl Clients {
         now: Micros,
         volumes: &mut [Volume],
         pool: &mut HostPool,
-        poller: &mut Poller,
     ) {
-        let is_it = |client: &Client| client.chosen.is_some_and(|(_, name)| name == connection);
-        if let Some(place) = self.places.iter().position(is_it) {
+        let is_it = |client: &&mut Client| client.chosen.is_some_and(|(_, name)| name == connection);
+        if let Some(client) = self.places.iter_mut().find(is_it) {
             info!(connection = connection.0, "closed: the same primary has connected anew");
-            self.drop_one(place, now, volumes, pool, poller, false);
+            client.connection.kick(pool);
+            client.leave(false, now, volumes);
         }
     }
 
-    /// When a handshake takes too long.
+    /// Sends what waits. Once in each turn of the loop.
+    pub(super) fn finish(&mut self, now: Micros, pool: &mut HostPool, poller: &mut Poller) {
+        for client in &mut self.places {
+            client.connection.finish(now, pool, poller);
+        }
+        if self.is_crowded && !self.is_ending && self.free_place().is_some() {
+            self.listen_again(poller);
+        }
+    }
+
     pub(super) fn next_deadline(&self) -> Option<Micros> {
-        let handshakes = self.places.iter().filter(|client| client.is_in_handshake());
-        handshakes.map(|client| client.opened_at.after(self.handshake_max)).min()
-    }
-
-    /// Lets go of clients whose handshake takes too long.
-    pub(super) fn tick(&mut self, now: Micros, volumes: &mut [Volume], pool: &mut HostPool, poller: &mut Poller) {
-        for place in 0..self.places.len() {
-            let client = &self.places[place];
-            if client.is_in_handshake() && client.opened_at.after(self.handshake_max) <= now {
-                debug!("a handshake took too long");
-                self.drop_one(place, now, volumes, pool, poller, false);
-            }
-        }
+        self.places.iter().filter_map(|client| client.connection.next_deadline()).min()
     }
 
     /// Reads no more requests and takes no more connections.
     pub(super) fn stop(&mut self, poller: &mut Poller) {
-        self.pause(poller, true);
-        self.is_reading = false;
-        for client in &mut self.places {
-            client.has_output = true;
-        }
-    }
-
-    /// Whether everything that was asked has been answered and sent.
-    pub(super) fn is_quiet(&self) -> bool {
-        self.places.iter().all(|client| {
-            client.connection.session().in_flight() == 0
-                && (client.connection.stream().is_none() || !client.connection.session().has_output())
-        })
+        self.is_ending = true;
+        self.listen_no_more(poller);
     }
 }
 
 impl Client {
     /// Offers a piece to its volume; keeps it if the machine is busy.
-    fn offer(
-        &mut self,
-        request: Request,
-        now: Micros,
-        volumes: &mut [Volume],
-        pool: &mut HostPool,
-    ) -> bool {
-        let Some((volume, connection)) = self.chosen else { return true };
-        match volumes[volume].request(now, connection, request) {
+    fn offer(&mut self, request: Request, now: Micros, volumes: &mut [Volume], pool: &mut HostPool) -> bool {
+        let result = match self.chosen {
+            Some((volume, connection)) => volumes[volume].request(now, connection, request),
+            None => Err(Refused::Stale),
+        };
+        match result {
             Ok(()) => true,
             Err(Refused::Busy) => {
-                self.waiting = Some(request);
+                self.connection.put_back(request);
                 false
             }
             Err(_) => {
-                self.refuse(request.id, pool);
+                self.connection.reply(Reply { id: request.id, result: Err(Errno::Invalid) }, pool);
                 true
             }
         }
     }
 
-    fn refuse(&mut self, id: RequestId, pool: &mut HostPool) {
-        self.connection.reply(Reply { id, result: Err(Errno::Invalid) }, pool);
-        self.has_output = true;
-    }
-
-    fn set_stalled(&mut self, is_stalled: bool) {
-        // Its interest in more bytes is looked at again.
-        self.has_output |= is_stalled != self.is_stalled;
-        self.is_stalled = is_stalled;
-    }
-
-    fn is_in_handshake(&self) -> bool {
-        self.connection.stream().is_some() && self.connection.session().is_handshake()
+    fn leave(&mut self, is_clean: bool, now: Micros, volumes: &mut [Volume]) {
+        if let Some((volume, connection)) = self.chosen.take() {
+            debug!(connection = connection.0, is_clean, "a client has gone");
+            volumes[volume].close(now, connection, is_clean);
+        }
     }
 }

@@ -138,7 +138,8 @@ impl Daemon {
         match checked {
             Ok(()) => {}
             // A checkpoint that finds another one under way waits for it.
-            Err((place, Refused::InProgress)) if is_waiting_allowed && self.volumes[selected[place]].is_primary() => {}
+            Err((place, Refused::InProgress))
+                if is_waiting_allowed && self.volumes[selected[place]].is_primary() => {}
             Err((place, refused)) => {
                 let name = self.volumes[selected[place]].name.clone();
                 return self.refuse(&asker, refused, &name);
@@ -215,7 +216,9 @@ impl Daemon {
         };
         let Some(volume) = found else {
             let text = match name {
-                Some(name) => format!("there is no primary '{name}'; see query-replication for what there is"),
+                Some(name) => {
+                    format!("there is no primary '{name}'; see query-replication for what there is")
+                }
                 None => "there is not exactly one primary here; name the volume".to_owned(),
             };
             return self.fail(&asker, &text);
@@ -232,7 +235,7 @@ impl Daemon {
             let replicas = self.volumes.iter().flat_map(|volume| &volume.replicas);
             replicas.flatten().any(|replica| replica.name == *name)
         };
-        let mut names = (0..).map(crate::spec::default_replica_name);
+        let mut names = (0..).map(crate::args::default_replica_name);
         names.find(|name| !is_taken(name)).unwrap_or_default()
     }
 

@@ -100,7 +100,11 @@ impl Jobs {
     }
 
     /// One of the answers that a job waits for; its end, if it was the last.
-    pub(super) fn note(&mut self, job: usize, result: Result<(), Trouble>) -> Option<(Waiter, Option<Trouble>)> {
+    pub(super) fn note(
+        &mut self,
+        job: usize,
+        result: Result<(), Trouble>,
+    ) -> Option<(Waiter, Option<Trouble>)> {
         if let Some(job) = self.jobs.get_mut(job).and_then(Option::as_mut) {
             job.remaining = job.remaining.saturating_sub(1);
             job.trouble = job.trouble.or(result.err());

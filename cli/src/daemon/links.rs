@@ -5,6 +5,7 @@
 //! a time-out.
 
 use std::collections::VecDeque;
+use std::io::IoSlice;
 use std::time::Duration;
 
 use tracing::{debug, info, warn};
@@ -14,7 +15,7 @@ use twinblock_core::node::MemberIndex;
 use twinblock_core::{Identity, Micros};
 use twinblock_io_posix::address::Address;
 use twinblock_io_posix::poller::{Interest, Poller, Ready, Registration};
-use twinblock_io_posix::socket::{Connecting, PeerTimeout, Segments, Stream, Target};
+use twinblock_io_posix::socket::{Connecting, PeerTimeout, Stream, Target};
 
 use super::token::{Kind, token};
 
@@ -203,7 +204,9 @@ impl Links {
                 State::Down { retry_at } if retry_at <= now && !link.members.is_empty() => {
                     link.connect(now, index, self.peer_timeout, poller);
                 }
-                State::Connecting { deadline, .. } | State::Negotiating { deadline, .. } if deadline <= now => {
+                State::Connecting { deadline, .. } | State::Negotiating { deadline, .. }
+                    if deadline <= now =>
+                {
                     link.lose("no answer in time", now, poller, &mut self.events);
                 }
                 _ => {}
@@ -386,12 +389,7 @@ impl Link {
         }
     }
 
-    fn answered(
-        &mut self,
-        id: u64,
-        result: Result<Option<u64>, Refusal>,
-        events: &mut VecDeque<LinkEvent>,
-    ) {
+    fn answered(&mut self, id: u64, result: Result<Option<u64>, Refusal>, events: &mut VecDeque<LinkEvent>) {
         match self.questions.iter().position(|(asked, _)| *asked == id) {
             Some(place) => {
                 let question = self.questions.remove(place).map(|(_, question)| question);
@@ -402,14 +400,13 @@ impl Link {
     }
 
     fn flush(&mut self, poller: &mut Poller) -> Result<(), String> {
-        let (State::Negotiating { stream, registration, .. } | State::Up { stream, registration }) = &self.state
+        let (State::Negotiating { stream, registration, .. } | State::Up { stream, registration }) =
+            &self.state
         else {
             return Ok(());
         };
         while !self.output.is_empty() {
-            let mut segments = Segments::default();
-            segments.push(&self.output);
-            match stream.send(segments.slices()).map_err(|error| error.to_string())? {
+            match stream.send(&[IoSlice::new(&self.output)]).map_err(|error| error.to_string())? {
                 Some(count) => {
                     self.output.drain(..count);
                 }

@@ -3,13 +3,13 @@
 //! What a message means is `core`'s to say and the daemon's to do; here it is only carried. Nothing that a manager sends
 //! ends the daemon: a message that is too long or no JSON gets an error, a manager that does not read is let go.
 
-use std::io;
+use std::io::{self, IoSlice};
 
 use tracing::{debug, warn};
 use twinblock_core::control::EventReport;
 use twinblock_core::control::json::{self, Framer, Negotiation};
 use twinblock_io_posix::poller::{Interest, Poller, Ready, Registration};
-use twinblock_io_posix::socket::{Listener, Segments, Stream};
+use twinblock_io_posix::socket::{Listener, Stream};
 
 use super::token::{Kind, token};
 
@@ -135,11 +135,6 @@ impl Managers {
         }
     }
 
-    /// A message that needs no answer: it was empty.
-    pub(super) fn pass(&mut self, id: ManagerId) {
-        self.answer(id, "");
-    }
-
     /// Tells every manager that has negotiated.
     pub(super) fn tell(&mut self, report: &EventReport<'_>) {
         let mut text = String::new();
@@ -224,9 +219,7 @@ impl Manager {
 
     fn send(&mut self) -> io::Result<()> {
         while !self.output.is_empty() {
-            let mut segments = Segments::default();
-            segments.push(&self.output);
-            match self.stream.send(segments.slices())? {
+            match self.stream.send(&[IoSlice::new(&self.output)])? {
                 Some(count) => {
                     self.output.drain(..count);
                 }

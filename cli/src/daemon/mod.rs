@@ -61,11 +61,18 @@ const OWN_REQUESTS: u32 = (u16::MAX as u32) << 16;
 enum Life {
     Serving,
     /// Requests are being finished.
-    Finishing { deadline: Micros },
+    Finishing {
+        deadline: Micros,
+    },
     /// Disks are being flushed.
-    Flushing { deadline: Micros, remaining: usize },
+    Flushing {
+        deadline: Micros,
+        remaining: usize,
+    },
     /// Replicas are told goodbye.
-    Leaving { deadline: Micros },
+    Leaving {
+        deadline: Micros,
+    },
 }
 
 /// A daemon with all its volumes.
@@ -111,9 +118,10 @@ impl Daemon {
         let descriptors = spec.connections_max.saturating_add(512);
         let mut poller = Poller::new(descriptors).map_err(|error| failed("cannot start", &error))?;
         let signals = signals(&mut poller).map_err(|error| failed("cannot hear signals", &error))?;
-        let workers =
-            Workers::start(HELPERS, &poller.waker()).map_err(|error| failed("cannot start threads", &error))?;
-        let secondaries = spec.volumes.iter().filter(|volume| matches!(volume, VolumeSpec::Secondary(_))).count();
+        let workers = Workers::start(HELPERS, &poller.waker())
+            .map_err(|error| failed("cannot start threads", &error))?;
+        let secondaries =
+            spec.volumes.iter().filter(|volume| matches!(volume, VolumeSpec::Secondary(_))).count();
         let sizes = PoolSizes {
             small_count: SMALL_BUFFERS,
             large_count: LARGE_BUFFERS + secondaries as u16 * build::SCRATCH,
@@ -133,7 +141,7 @@ impl Daemon {
         }
         let (served, nbd_places) = (workshop.served, workshop.nbd_places);
         let window_bytes = pool.large_bytes();
-        let mut clients = Clients::new(spec.connections_max, window_bytes, spec.peer_timeout.0);
+        let mut clients = Clients::new(spec.connections_max, window_bytes);
         for (address, exports) in served {
             let listener = listen(&address, false, spec.peer_timeout.0)?;
             clients.listen(listener, Exported(exports), &mut poller).map_err(Failure::Refused)?;
@@ -221,7 +229,7 @@ impl Daemon {
     fn dispatch(&mut self, ready: Ready) {
         let Some((kind, index)) = token::split(ready.token) else { return };
         match kind {
-            Kind::Listener => self.clients.accept(index, self.now, &mut self.poller),
+            Kind::Listener => self.clients.accept(index, self.now, &mut self.pool, &mut self.poller),
             Kind::Client => self.clients.on_ready(index, ready),
             Kind::ControlListener => self.managers.accept(&self.control, &mut self.poller),
             Kind::Manager => {
@@ -245,12 +253,11 @@ impl Daemon {
 
     /// Lets everything do what it can, then sends.
     fn turn(&mut self) {
-        self.clients.tick(self.now, &mut self.volumes, &mut self.pool, &mut self.poller);
         self.links.tick(self.now, &mut self.poller);
         self.tick_pair();
         loop {
             let mut has_worked = self.service_nbd_disks();
-            has_worked |= self.clients.serve(self.now, &mut self.volumes, &mut self.pool, &mut self.poller);
+            has_worked |= self.clients.serve(self.now, &mut self.volumes, &mut self.pool);
             for volume in 0..self.volumes.len() {
                 has_worked |= self.pump(volume);
             }
@@ -260,7 +267,7 @@ impl Daemon {
                 break;
             }
         }
-        self.clients.flush(self.now, &mut self.volumes, &mut self.pool, &mut self.poller);
+        self.clients.finish(self.now, &mut self.pool, &mut self.poller);
         self.managers.flush(&mut self.poller);
         self.links.flush(self.now, &mut self.poller);
     }
@@ -271,11 +278,12 @@ impl Daemon {
         while let Some(emitted) = self.volumes[volume].poll(self.now, &mut self.pool) {
             has_worked = true;
             match emitted {
-                Emitted::Reply(reply) if reply.id.0 >= OWN_REQUESTS => self.flushed(volume, reply.result.is_ok()),
+                Emitted::Reply(reply) if reply.id.0 >= OWN_REQUESTS => {
+                    self.flushed(volume, reply.result.is_ok())
+                }
                 Emitted::Reply(reply) => self.clients.reply(reply, &mut self.pool),
                 Emitted::Notice(Notice::Close(connection)) => {
-                    let (volumes, pool) = (&mut self.volumes, &mut self.pool);
-                    self.clients.close(connection, self.now, volumes, pool, &mut self.poller);
+                    self.clients.close(connection, self.now, &mut self.volumes, &mut self.pool);
                 }
                 Emitted::Notice(Notice::Answer(command, result)) => match self.jobs.answered(command) {
                     Waiting::Job { job, volume } => self.answered(job, volume, result),
@@ -382,7 +390,8 @@ impl Daemon {
                 if !volumes_quiet {
                     warn!("some requests could not be finished in time");
                 }
-                self.life = Life::Flushing { deadline: self.now.after(END_MAX), remaining: self.volumes.len() };
+                self.life =
+                    Life::Flushing { deadline: self.now.after(END_MAX), remaining: self.volumes.len() };
                 for volume in 0..self.volumes.len() {
                     self.flush_disk(volume);
                 }
@@ -405,7 +414,7 @@ impl Daemon {
     fn has_ended(&mut self) -> bool {
         let Life::Leaving { deadline } = self.life else { return false };
         let has_left = self.volumes.iter_mut().flat_map(Volume::nbd_disks).all(|(_, disk)| disk.is_closed());
-        deadline <= self.now || (has_left && self.clients.is_quiet())
+        deadline <= self.now || has_left
     }
 
     /// Asks a volume to flush, as a client of its own.
@@ -433,7 +442,8 @@ impl Daemon {
 
 fn listen(address: &Address, is_private: bool, peer_timeout: Duration) -> Result<Listener, Failure> {
     let options = ListenOptions { is_private, peer_timeout: PeerTimeout(peer_timeout) };
-    let address = address.to_string().parse().map_err(|error| Failure::Usage(format!("{address}: {error}")))?;
+    let address =
+        address.to_string().parse().map_err(|error| Failure::Usage(format!("{address}: {error}")))?;
     Listener::bind(&address, options).map_err(|error| Failure::Refused(error.to_string()))
 }
 

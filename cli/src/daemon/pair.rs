@@ -93,7 +93,10 @@ impl Pair {
 
     /// Whether a checkpoint would include anybody.
     fn has_current(&self) -> bool {
-        self.places.iter().zip(&self.states).any(|(place, state)| place.is_some() && *state == ReplicaState::Current)
+        self.places
+            .iter()
+            .zip(&self.states)
+            .any(|(place, state)| place.is_some() && *state == ReplicaState::Current)
     }
 }
 
@@ -116,9 +119,12 @@ impl Daemon {
         };
         let this = &mut self.volumes[volume];
         if this.attached().any(|(_, replica)| replica.name == name) {
-            return Err(format!("replica '{name}' is attached already; detach it first, or give another name"));
+            return Err(format!(
+                "replica '{name}' is attached already; detach it first, or give another name"
+            ));
         }
-        let place = this.replicas.iter().position(|replica| replica.as_ref().is_some_and(|known| known.name == name));
+        let place =
+            this.replicas.iter().position(|replica| replica.as_ref().is_some_and(|known| known.name == name));
         let is_new = place.is_none();
         let free = || this.replicas.iter().position(Option::is_none);
         let detached = || {
@@ -126,7 +132,8 @@ impl Daemon {
             (0..this.replicas.len()).find(|index| !attached.contains(&(*index as u8)))
         };
         let place = place.or_else(free).or_else(detached);
-        let index = place.ok_or_else(|| RefusalText { refused: Refused::NoRoom, volume: &this.name }.to_string())?;
+        let index =
+            place.ok_or_else(|| RefusalText { refused: Refused::NoRoom, volume: &this.name }.to_string())?;
         let options = NbdOptions {
             request_timeout: self.replica_timeout,
             connect_timeout: self.replica_timeout,
@@ -137,7 +144,8 @@ impl Daemon {
         if let Some(Err(error)) = opened {
             return Err(format!("replica '{name}': {error}"));
         }
-        let member = control.as_ref().and_then(|_| self.pair.coordinator.add_member(VolumeIndex(volume as u16)).ok());
+        let member =
+            control.as_ref().and_then(|_| self.pair.coordinator.add_member(VolumeIndex(volume as u16)).ok());
         if let (Some(member), Some(control)) = (member, &control) {
             self.pair.places[usize::from(member.0)] = Some(Place { volume, replica: index as u8 });
             self.pair.states[usize::from(member.0)] = ReplicaState::Disconnected;
@@ -180,8 +188,12 @@ impl Daemon {
         let Some(replica) = which else {
             match event {
                 DiskEvent::Connected(_) => info!(volume = this.name, "the disk's server is back"),
-                DiskEvent::Disconnected => warn!(volume = this.name, "the disk's server is gone; waiting for it"),
-                DiskEvent::Refused(why) => warn!(volume = this.name, "the disk's server cannot be used: {why}"),
+                DiskEvent::Disconnected => {
+                    warn!(volume = this.name, "the disk's server is gone; waiting for it")
+                }
+                DiskEvent::Refused(why) => {
+                    warn!(volume = this.name, "the disk's server cannot be used: {why}")
+                }
             }
             return;
         };
@@ -189,14 +201,17 @@ impl Daemon {
         let name = name.map_or_else(String::new, |replica| replica.name.clone());
         let volume_name = this.name.clone();
         let now = self.now;
-        let (Some(driver), input) = (this.primary(), match event {
-            DiskEvent::Connected(geometry) => primary::Input::Connected(replica, geometry),
-            DiskEvent::Disconnected => primary::Input::Disconnected(replica),
-            DiskEvent::Refused(why) => {
-                warn!(volume = volume_name, replica = name, "the replica cannot be used: {why}");
-                return;
-            }
-        }) else {
+        let (Some(driver), input) = (
+            this.primary(),
+            match event {
+                DiskEvent::Connected(geometry) => primary::Input::Connected(replica, geometry),
+                DiskEvent::Disconnected => primary::Input::Disconnected(replica),
+                DiskEvent::Refused(why) => {
+                    warn!(volume = volume_name, replica = name, "the replica cannot be used: {why}");
+                    return;
+                }
+            },
+        ) else {
             return;
         };
         // Stale is what a detached one is.
@@ -291,7 +306,10 @@ impl Daemon {
             }
             Output::Commit { member, epoch } => self.links.ask_commit(member, epoch),
             Output::LeftOut(member) => {
-                debug!(replica = self.member_name(member), "left out of the checkpoint: it is behind or not connected");
+                debug!(
+                    replica = self.member_name(member),
+                    "left out of the checkpoint: it is behind or not connected"
+                );
             }
             Output::Missing(member) => {
                 let Some(place) = self.pair.place(member) else { return };
@@ -341,7 +359,8 @@ impl Daemon {
 
     fn member_name(&self, member: MemberIndex) -> &str {
         let place = self.pair.place(member);
-        let replica = place.and_then(|place| self.volumes[place.volume].replicas.get(usize::from(place.replica)));
+        let replica =
+            place.and_then(|place| self.volumes[place.volume].replicas.get(usize::from(place.replica)));
         replica.and_then(Option::as_ref).map_or("", |replica| &replica.name)
     }
 

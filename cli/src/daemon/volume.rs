@@ -265,10 +265,8 @@ impl Volume {
                 let progress = machine.progress();
                 let has_failed_over = matches!(machine.stage(), Stage::Failover | Stage::FailoverFailed)
                     || progress.total_bytes != 0;
-                let commit = CommitReport {
-                    total_bytes: progress.total_bytes,
-                    done_bytes: progress.done_bytes,
-                };
+                let commit =
+                    CommitReport { total_bytes: progress.total_bytes, done_bytes: progress.done_bytes };
                 let commit = has_failed_over.then_some(commit);
                 (Role::Secondary, machine.size_bytes(), buffer.granule_bytes(), Some(report), commit)
             }
