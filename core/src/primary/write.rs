@@ -44,6 +44,10 @@ impl Legs {
         Self(self.0 & !other.0)
     }
 
+    const fn common(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
     /// The first of them, and the rest.
     const fn split(self) -> Option<(Device, Self)> {
         if self.0 == 0 {
@@ -89,6 +93,9 @@ impl Primary<'_> {
                 legs = legs.with(leg);
             } else {
                 self.mark(replica, first, count);
+                if touches_lost {
+                    self.lost_holders = self.lost_holders.without(leg);
+                }
             }
         }
         self.enter(index, Phase::Mirror(Mirror::of(legs)));
@@ -165,7 +172,7 @@ impl Primary<'_> {
     fn mirrored(&mut self, work: &Work, mirror: &Mirror) -> Result<Outcome, Errno> {
         let is_modification = work.request.op.is_modification();
         let Some(errno) = mirror.disk_failure else {
-            if is_modification && !self.lost_holders.is_empty() {
+            if is_modification && self.lost.count() != 0 {
                 self.overwritten(work);
             }
             return Ok(Outcome::Done);
@@ -180,11 +187,14 @@ impl Primary<'_> {
                 self.mark(replica, first, count);
             }
         }
-        let holders = mirror.succeeded.without(Legs::DISK);
+        let took = mirror.succeeded.without(Legs::DISK);
+        let holders = if self.lost.count() == 0 { took } else { self.lost_holders.common(took) };
         if holders.is_empty() {
+            // Nobody took it, or nobody who has all that was lost before: it could not be read back.
             return Err(errno);
         }
-        self.lose(first, count, holders);
+        self.lost_holders = holders;
+        self.lost.set_range(first, count);
         Ok(Outcome::Done)
     }
 
@@ -194,13 +204,6 @@ impl Primary<'_> {
             mirror.succeeded.has(Legs::replica(replica)) && !self.replicas[replica].is_behind()
         };
         if (0..self.replicas.len()).any(is_safe) { Ok(Outcome::Done) } else { Err(errno) }
-    }
-
-    /// These granules are newer on the holders than on the disk.
-    fn lose(&mut self, first: u64, count: u64, holders: Legs) {
-        self.lost_holders =
-            if self.lost.count() == 0 { holders } else { Legs(self.lost_holders.0 & holders.0) };
-        self.lost.set_range(first, count);
     }
 
     /// The disk took this: granules that it covers whole are no longer lost.
