@@ -78,8 +78,22 @@ pub(crate) fn start(control: &Control, volume: Option<&str>) -> Result<(), Failu
 /// What the daemon answers.
 pub(crate) fn checkpoint(control: &Control, force: bool, volume: Option<&str>) -> Result<(), Failure> {
     let arguments = arguments([("force", force.then(|| true.into())), ("volume", volume.map(Value::from))]);
-    control.connect()?.execute("xen-colo-do-checkpoint", &arguments)?;
+    let answer = control.connect()?.execute("xen-colo-do-checkpoint", &arguments)?;
+    let taken: Taken = serde_json::from_str(answer.get()).unwrap_or_default();
+    if !taken.left_out.is_empty() {
+        anstream::eprintln!(
+            "left out, since they are behind or not connected: {}",
+            taken.left_out.join(", ")
+        );
+    }
     Ok(())
+}
+
+/// What a checkpoint of the pair returns.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+struct Taken {
+    left_out: Vec<String>,
 }
 
 /// `twinblock stop`.

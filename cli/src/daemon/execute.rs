@@ -145,13 +145,19 @@ impl Daemon {
                 return self.refuse(&asker, refused, &name);
             }
         }
-        let job = self.jobs.begin(asker.waiter(jobs::Answer::Nothing));
         let is_checkpoint = matches!(operation, Operation::Checkpoint { .. });
-        let mut has_pair = false;
+        let is_paired = |place: &usize| {
+            is_checkpoint
+                && self.volumes[*place].is_primary()
+                && self.volumes[*place].stage() == Stage::Running
+        };
+        let has_pair = selected.iter().any(is_paired);
+        let answer = if has_pair { jobs::Answer::Checkpoint } else { jobs::Answer::Nothing };
+        let job = self.jobs.begin(asker.waiter(answer));
         for place in selected {
-            match (is_checkpoint, self.volumes[place].is_primary()) {
-                (true, true) => has_pair |= self.volumes[place].stage() == Stage::Running,
-                _ => self.order(place, job, operation),
+            // A primary's checkpoint is the pair's; one that has stopped has nothing to do.
+            if !is_checkpoint || !self.volumes[place].is_primary() {
+                self.order(place, job, operation);
             }
         }
         if has_pair {
@@ -263,8 +269,11 @@ impl Daemon {
     fn job_ended(&mut self, waiter: Waiter, trouble: Option<Trouble>) {
         match (waiter, trouble) {
             (Waiter::Manager { manager, id, answer }, None) => {
+                let names: Vec<String> = self.left_out().to_vec();
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
                 let answer = match answer {
                     jobs::Answer::Nothing => Answer::Done,
+                    jobs::Answer::Checkpoint => Answer::Checkpoint { left_out: &names },
                     jobs::Answer::EpochOf(volume) => Answer::Epoch(self.volumes[volume].epoch()),
                 };
                 self.answer(&Asker { manager, id }, &answer);

@@ -19,6 +19,8 @@ pub(super) enum Waiter {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     Nothing,
+    /// Who was left out of the checkpoint.
+    Checkpoint,
     /// The epoch of this volume.
     EpochOf(usize),
 }

@@ -51,6 +51,8 @@ pub(super) struct Pair {
     has_complained: bool,
     /// What a secondary said against it.
     said: String,
+    /// Replicas that the checkpoint under way, or the last one, did without.
+    left_out: Vec<String>,
 }
 
 impl Pair {
@@ -72,6 +74,7 @@ impl Pair {
             next_at: every.unwrap_or_default(),
             has_complained: false,
             said: String::new(),
+            left_out: Vec::new(),
         }
     }
 
@@ -273,6 +276,7 @@ impl Daemon {
 
     fn begin_checkpoint(&mut self, wanted: &Wanted) {
         self.pair.said.clear();
+        self.pair.left_out.clear();
         for volume in 0..self.volumes.len() {
             let this = &self.volumes[volume];
             let is_in = this.is_primary()
@@ -306,10 +310,8 @@ impl Daemon {
             }
             Output::Commit { member, epoch } => self.links.ask_commit(member, epoch),
             Output::LeftOut(member) => {
-                debug!(
-                    replica = self.member_name(member),
-                    "left out of the checkpoint: it is behind or not connected"
-                );
+                let name = self.member_name(member).to_owned();
+                self.pair.left_out.push(name);
             }
             Output::Missing(member) => {
                 let Some(place) = self.pair.place(member) else { return };
@@ -352,9 +354,17 @@ impl Daemon {
         };
         let refused = RefusalText { refused: failure.refused, volume: &self.volumes[volume].name };
         match failure.member {
+            None if !self.pair.left_out.is_empty() => {
+                format!("{refused} (left out: {})", self.pair.left_out.join(", "))
+            }
             Some(member) => format!("replica '{}': {refused}", self.member_name(member)),
             None => refused.to_string(),
         }
+    }
+
+    /// Replicas that the last checkpoint did without.
+    pub(super) fn left_out(&self) -> &[String] {
+        &self.pair.left_out
     }
 
     fn member_name(&self, member: MemberIndex) -> &str {

@@ -138,4 +138,9 @@ pub enum Answer<'a> {
     Epoch(u64),
     /// `query-commands`: all names.
     Commands,
+    /// `xen-colo-do-checkpoint`: it was taken, without these replicas, which are behind or not connected.
+    Checkpoint {
+        /// Their names; with none the answer is that of [`Answer::Done`].
+        left_out: &'a [&'a str],
+    },
 }

@@ -185,6 +185,8 @@ struct Running {
     command: CommandId,
     is_urgent: bool,
     deadline: Micros,
+    /// Replicas are known and none of them can take part: they are named, and that is all.
+    has_none_fit: bool,
 }
 
 /// Takes checkpoints of pairs. Offer inputs, poll outputs until `None`.
@@ -283,7 +285,7 @@ impl<'m> Coordinator<'m> {
             (Input::Begin { .. }, state) if !matches!(state, State::Idle) => Err(Refused::InProgress),
             (Input::Begin { command, is_urgent }, _) => {
                 let deadline = now.after(self.timeout);
-                self.state = State::Barrier(Running { command, is_urgent, deadline });
+                self.state = State::Barrier(Running { command, is_urgent, deadline, has_none_fit: false });
                 Ok(())
             }
             (Input::Replica(member, replica), _) => {
@@ -395,6 +397,10 @@ impl<'m> Coordinator<'m> {
                     if let Some(member) = self.next_member(MemberStep::LeftOut, MemberStep::Out) {
                         return Some(Output::LeftOut(member));
                     }
+                    if running.has_none_fit {
+                        self.fail(Refused::NoReplica, None, None);
+                        continue;
+                    }
                     if let Some(member) = self.next_member(MemberStep::Send, MemberStep::Sent) {
                         if self.member_mut(member).is_some_and(|state| state.epoch.is_none()) {
                             return Some(Output::AskEpoch(member));
@@ -449,11 +455,7 @@ impl<'m> Coordinator<'m> {
             known += u32::from(state.step != MemberStep::Out);
             fit += u32::from(state.step == MemberStep::Send);
         }
-        if known != 0 && fit == 0 {
-            self.fail(Refused::NoReplica, None, None);
-        } else {
-            self.state = State::Ask(running);
-        }
+        self.state = State::Ask(Running { has_none_fit: known != 0 && fit == 0, ..running });
     }
 
     /// Goes on to the next phase when every question of this one was answered; `None` until then.

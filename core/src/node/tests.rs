@@ -128,7 +128,8 @@ fn a_replica_that_is_behind_is_left_out_and_with_none_left_there_is_no_checkpoin
         let is_refused = |output: &Output| {
             matches!(output, Output::Answer(_, Err(Failure { refused: Refused::NoReplica, .. })))
         };
-        assert_eq!(outputs[..2], released(false));
-        assert!(is_refused(&outputs[2]), "{outputs:?}");
+        assert_eq!(outputs[..2], [Output::LeftOut(first), Output::LeftOut(second)]);
+        assert_eq!(outputs[2..4], released(false));
+        assert!(is_refused(&outputs[4]), "{outputs:?}");
     });
 }

@@ -69,6 +69,18 @@ pub fn write_answer<W: Write>(out: &mut W, answer: &Answer<'_>, id: Option<Id<'_
             json.number_member("epoch", *epoch)?;
             json.close('}')?;
         }
+        Answer::Checkpoint { left_out } => {
+            json.open('{')?;
+            if !left_out.is_empty() {
+                json.key("left-out")?;
+                json.open('[')?;
+                for name in *left_out {
+                    json.text(name)?;
+                }
+                json.close(']')?;
+            }
+            json.close('}')?;
+        }
         Answer::Commands => {
             json.open('[')?;
             for name in Command::NAMES {
