@@ -304,6 +304,7 @@ fn direct_disks_take_aligned_transfers_only() {
     assert_eq!(bench.read(u64::from(unit), unit), vec![9; unit as usize]);
     assert_eq!(bench.write(1, unit, 9, false), Err(Errno::Invalid));
     assert_eq!(bench.run(Action::Read(data(0, 1)), 0, 1), Err(Errno::Invalid));
+    assert_eq!(bench.run(zero(true, false), 1, u64::from(unit)), Err(Errno::Invalid));
     bench.run(zero(true, false), 0, 2 * u64::from(unit)).unwrap();
     assert_eq!(bench.read(u64::from(unit), unit), vec![0; unit as usize]);
     drop(bench);
