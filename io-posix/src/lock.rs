@@ -13,8 +13,10 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
+use std::thread;
+use std::time::Duration;
 
 use rustix::fs::fstat;
 use rustix::io::Errno;
@@ -30,6 +32,10 @@ const MINDS: u64 = 200;
 const READ: u64 = 0;
 const WRITE: u64 = 1;
 const RESIZE: u64 = 3;
+
+/// How often a lock is tried for, and the pause between.
+const ATTEMPTS: u32 = 11;
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// What a disk is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,45 +95,51 @@ pub enum LockError {
     System(io::Error),
 }
 
-/// Locks an image for as long as it is open.
+/// Locks an image for as long as it is open. A lock in the way is given a tenth of a second to go: the last user may be
+/// ending, or have a child that has not yet let go of the file.
 ///
 /// # Errors
 /// Somebody else uses it, or it cannot be locked. It is not locked then.
 pub fn lock(file: impl AsFd, access: Access) -> Result<(), LockError> {
     let file = file.as_fd();
-    let system = |error| LockError::System(io_error(error));
-    let wanted = || {
-        let does = access.does().iter().map(|act| DOES + act);
-        does.chain(MINDED.iter().map(|act| MINDS + act))
-    };
-    // First our own, then a look at the others': two that start together both see each other, and never neither.
-    let unlock = || {
-        for byte in wanted() {
-            // Closing the file takes off what stays.
-            let _ = ofd_unlock(file, byte);
+    for _ in 1..ATTEMPTS {
+        match try_lock(file, access) {
+            Ok(None) => return Ok(()),
+            Ok(Some(_)) => thread::sleep(PAUSE),
+            Err(error) => return Err(LockError::System(io_error(error))),
         }
-    };
-    let taken = wanted().try_for_each(|byte| ofd_lock_shared(file, byte));
-    match taken.and_then(|()| find_conflict(file, access)) {
+    }
+    match try_lock(file, access) {
         Ok(None) => Ok(()),
         Ok(Some(byte)) => {
-            unlock();
             Err(LockError::InUse(InUse { other_writes: byte < MINDS, holders: holders(file, byte) }))
         }
-        // Somebody holds one of the bytes exclusively.
-        Err(Errno::AGAIN | Errno::ACCESS) => {
-            unlock();
-            Err(LockError::InUse(InUse { other_writes: true, holders: Vec::new() }))
-        }
-        Err(error) => {
-            unlock();
-            Err(system(error))
-        }
+        Err(error) => Err(LockError::System(io_error(error))),
     }
 }
 
+/// Locks, or tells which of another's locks is in the way.
+fn try_lock(file: BorrowedFd<'_>, access: Access) -> Result<Option<u64>, Errno> {
+    let does = access.does().iter().map(|act| DOES + act);
+    let wanted = does.chain(MINDED.iter().map(|act| MINDS + act));
+    // First our own, then a look at the others': two that start together both see each other, and never neither.
+    let taken = wanted.clone().try_for_each(|byte| ofd_lock_shared(file, byte));
+    let conflict = match taken.and_then(|()| find_conflict(file, access)) {
+        // Somebody holds one of the bytes exclusively.
+        Err(Errno::AGAIN | Errno::ACCESS) => Ok(Some(DOES)),
+        conflict => conflict,
+    };
+    if conflict != Ok(None) {
+        for byte in wanted {
+            // Closing the file takes off what stays.
+            let _ = ofd_unlock(file, byte);
+        }
+    }
+    conflict
+}
+
 /// A byte that somebody else has locked and that does not go with our access.
-fn find_conflict(file: rustix::fd::BorrowedFd<'_>, access: Access) -> Result<Option<u64>, Errno> {
+fn find_conflict(file: BorrowedFd<'_>, access: Access) -> Result<Option<u64>, Errno> {
     let others_mind = access.does().iter().map(|act| MINDS + act);
     // What others do comes first: "somebody writes" says more than "somebody minds".
     for byte in MINDED.iter().map(|act| DOES + act).chain(others_mind) {

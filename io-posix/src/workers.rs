@@ -67,9 +67,7 @@ impl Workers {
         let queue = Arc::new(Queue {
             state: Mutex::new(state),
             more: Condvar::new(),
-            // With three threads or more: all but two may run slow jobs, all but one modifications.
-            slow_max: if count <= 2 { 1 } else { count - 2 },
-            modifying_max: if count <= 2 { count } else { count - 1 },
+            limits: Limits::of(count),
             waker: waker.clone(),
         });
         let mut workers = Self { queue, threads: Vec::with_capacity(count) };
@@ -130,9 +128,37 @@ impl Handle {
 struct Queue {
     state: Mutex<State>,
     more: Condvar,
+    limits: Limits,
+    waker: Waker,
+}
+
+/// How many threads may be at work on what.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
     slow_max: usize,
     modifying_max: usize,
-    waker: Waker,
+}
+
+impl Limits {
+    /// With three threads or more, all but two may run slow jobs and all but one modifications. Two are too few to
+    /// keep one for reads alone; a single one does everything.
+    const fn of(count: usize) -> Self {
+        if count <= 2 {
+            Self { slow_max: 1, modifying_max: count }
+        } else {
+            Self { slow_max: count - 2, modifying_max: count - 1 }
+        }
+    }
+
+    /// Whether one more of a class may run beside those that are at work.
+    const fn allow(self, class: Class, running: [usize; 3]) -> bool {
+        let [_, writing, slow] = running;
+        match class {
+            Class::Read => true,
+            Class::Write => writing + slow < self.modifying_max,
+            Class::Slow => slow < self.slow_max && writing + slow < self.modifying_max,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -193,14 +219,40 @@ impl Queue {
     }
 
     fn next_class(&self, state: &State) -> Option<Class> {
-        let [_, writing, slow] = state.running;
         CLASSES.into_iter().find(|class| {
-            let is_free = match class {
-                Class::Read => true,
-                Class::Write => writing + slow < self.modifying_max,
-                Class::Slow => slow < self.slow_max && writing + slow < self.modifying_max,
-            };
-            is_free && !state.waiting[*class as usize].is_empty()
+            self.limits.allow(*class, state.running) && !state.waiting[*class as usize].is_empty()
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Class, Limits};
+
+    #[test]
+    fn slow_jobs_leave_threads_for_writes_and_modifications_leave_one_for_reads() {
+        let limits = Limits::of(4);
+        for (running, [read, write, slow]) in [
+            ([0, 0, 0], [true, true, true]),
+            ([0, 0, 2], [true, true, false]),
+            ([0, 1, 2], [true, false, false]),
+            ([0, 3, 0], [true, false, false]),
+            ([0, 2, 1], [true, false, false]),
+            ([3, 0, 0], [true, true, true]),
+        ] {
+            assert_eq!(limits.allow(Class::Read, running), read, "{running:?}");
+            assert_eq!(limits.allow(Class::Write, running), write, "{running:?}");
+            assert_eq!(limits.allow(Class::Slow, running), slow, "{running:?}");
+        }
+    }
+
+    #[test]
+    fn few_threads_still_do_everything() {
+        for count in [1, 2, 3] {
+            for class in [Class::Read, Class::Write, Class::Slow] {
+                assert!(Limits::of(count).allow(class, [0; 3]), "{class:?} on {count}");
+            }
+        }
+        assert!(!Limits::of(2).allow(Class::Slow, [0, 0, 1]), "one of two stays free of flushes");
     }
 }

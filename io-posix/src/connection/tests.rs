@@ -456,3 +456,23 @@ fn a_kicked_connection_is_closed_and_told_once() {
     assert!(alone.connection.is_free());
     assert_eq!(alone.turn(Micros(0)), None);
 }
+
+#[test]
+fn a_piece_that_was_put_back_gives_its_buffer_back_when_the_connection_is_lost() {
+    let mut alone = Alone::new();
+    let flags = 3u32.to_be_bytes();
+    let option = [b"IHAVEOPT".as_slice(), &1u32.to_be_bytes(), &4u32.to_be_bytes(), b"disk"].concat();
+    let read = [0x2560_9513u32.to_be_bytes().as_slice(), &[0; 20], &512u32.to_be_bytes()].concat();
+    let bytes = [flags.as_slice(), &option, &read].concat();
+    alone.peer.send(&[std::io::IoSlice::new(&bytes)]).unwrap();
+    assert!(matches!(alone.turn(Micros(0)), Some(ServerEvent::Opened { export: 0, .. })));
+    let Some(ServerEvent::Request(request)) = alone.turn(Micros(0)) else { panic!("no request") };
+    assert_eq!(alone.pool.free_counts(), (1, 2));
+    alone.connection.put_back(request);
+    assert_eq!(alone.connection.next(&One, &mut alone.pool), Some(ServerEvent::Request(request)));
+    alone.connection.put_back(request);
+    alone.connection.kick(&mut alone.pool);
+    assert_eq!(alone.turn(Micros(0)), Some(ServerEvent::Closed { clean: false }));
+    assert_eq!(alone.pool.free_counts(), (2, 2));
+    assert!(alone.connection.is_free());
+}

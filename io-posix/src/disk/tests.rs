@@ -274,6 +274,18 @@ fn a_clean_disk_is_flushed_without_waiting_and_a_written_one_is_not() {
 }
 
 #[test]
+fn after_a_failed_flush_none_succeeds_though_reads_and_writes_do() {
+    let folder = folders().swap_remove(0);
+    let mut bench = Bench::sparse(&folder);
+    bench.disk.note_flush(Some(Errno::NoSpace));
+    bench.disk.note_flush(None);
+    assert_eq!(bench.run(Action::Flush, 0, 0), Err(Errno::NoSpace));
+    bench.write(0, 512, 1, false).unwrap();
+    assert_eq!(bench.run(Action::Flush, 0, 0), Err(Errno::NoSpace));
+    assert_eq!(bench.read(0, 1), [1]);
+}
+
+#[test]
 fn direct_disks_take_aligned_transfers_only() {
     let folder = folders().swap_remove(0);
     let path = folder.path().join("disk");
@@ -292,6 +304,7 @@ fn direct_disks_take_aligned_transfers_only() {
     assert_eq!(bench.read(u64::from(unit), unit), vec![9; unit as usize]);
     assert_eq!(bench.write(1, unit, 9, false), Err(Errno::Invalid));
     assert_eq!(bench.run(Action::Read(data(0, 1)), 0, 1), Err(Errno::Invalid));
+    assert_eq!(bench.run(zero(true, false), 1, u64::from(unit)), Err(Errno::Invalid));
     bench.run(zero(true, false), 0, 2 * u64::from(unit)).unwrap();
     assert_eq!(bench.read(u64::from(unit), unit), vec![0; unit as usize]);
     drop(bench);
@@ -350,4 +363,65 @@ fn work_given_to_the_helpers_is_finished_before_they_end_and_later_work_fails() 
     let transfer = Transfer { tag: Tag::default(), action, extent: Extent { offset: 0, length: 4096 } };
     disk.submit(transfer, &mut pool).unwrap();
     assert_eq!(disk.poll(&mut pool).unwrap().result, Err(Errno::Shutdown));
+}
+
+/// A block device over a file, taken down at the end.
+struct LoopDevice(std::path::PathBuf);
+
+impl LoopDevice {
+    fn over(file: &Path) -> Option<Self> {
+        let output = std::process::Command::new("losetup").args(["--find", "--show"]).arg(file).output();
+        match output {
+            Ok(output) if output.status.success() => {
+                Some(Self(String::from_utf8(output.stdout).unwrap().trim_end().into()))
+            }
+            _ => {
+                eprintln!("not tested: losetup makes no device here");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("losetup").arg("--detach").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_block_device_is_a_disk_of_its_own_length() {
+    let folder = folders().swap_remove(0);
+    let path = folder.path().join("backing");
+    fs::write(&path, vec![7; SIZE as usize]).unwrap();
+    let Some(device) = LoopDevice::over(&path) else { return };
+    for direct in [false, true] {
+        let mut bench = Bench::open(&device.0, Options { direct, ..Options::default() });
+        let geometry = bench.disk.geometry();
+        assert_eq!((geometry.size_bytes, geometry.block_bytes), (SIZE, if direct { 512 } else { 1 }));
+        assert!(!geometry.capabilities.contains(Capabilities::STATUS));
+        assert_eq!(bench.status(0, SIZE), (false, SIZE));
+        bench.write(4096, 4096, 3, true).unwrap();
+        assert_eq!(bench.read(4096, 4096), vec![3; 4096]);
+        // Sectors by the system, the edges written out.
+        let (offset, length) = if direct { (4096, 8192) } else { (4099, 8000) };
+        for (may_unmap, fast) in [(true, true), (false, false)] {
+            bench.write(0, 65_536, 9, false).unwrap();
+            match bench.run(zero(may_unmap, fast), offset, length) {
+                Err(Errno::Unsupported) if fast => continue,
+                result => assert_eq!(result, Ok(Outcome::Done)),
+            }
+            let bytes = bench.read(0, 65_536);
+            for (place, byte) in (0..).zip(bytes) {
+                let expected = if (offset..offset + length).contains(&place) { 0 } else { 9 };
+                assert_eq!(byte, expected, "at {place}");
+            }
+        }
+        assert_eq!(bench.run(Action::Flush, 0, 0), Ok(Outcome::Done));
+    }
+    let poller = Poller::new(1).unwrap();
+    let workers = Workers::start(1, &poller.waker()).unwrap();
+    let create = |size| Disk::create(&device.0, size, Options::default(), &workers);
+    assert_eq!(create(SIZE / 2).unwrap().geometry().size_bytes, SIZE / 2);
+    assert!(matches!(create(SIZE + 1).unwrap_err().reason, OpenReason::TooShort { .. }));
 }
