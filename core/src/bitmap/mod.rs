@@ -81,7 +81,8 @@ impl<'m> Bitmap<'m> {
     #[must_use]
     pub fn new(words: &'m mut [u64], bits: u64) -> Option<Self> {
         let words = words.get_mut(..Self::words_for(bits))?;
-        words.fill(0);
+        // Memory that is zero already is only read: a host's untouched pages then stay untouched.
+        words.iter_mut().filter(|word| **word != 0).for_each(|word| *word = 0);
         let mut starts = [words.len(); LEVELS_MAX + 1];
         let (mut start, mut level_words) = (0, bits.div_ceil(WORD_BITS as u64) as usize);
         for level_start in &mut starts {
