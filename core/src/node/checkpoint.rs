@@ -331,9 +331,8 @@ impl<'m> Coordinator<'m> {
         match result {
             Ok(()) => state.step = MemberStep::Answered,
             Err(refused) => {
-                if matches!(refused, Refused::StaleEpoch { .. } | Refused::TimedOut) {
-                    state.epoch = None;
-                }
+                // Whatever the reason: what was believed of its epoch may be wrong, so it is asked for anew.
+                state.epoch = None;
                 if refused == Refused::Missing {
                     self.missing = Some(member);
                 }

@@ -87,6 +87,21 @@ fn a_refused_prepare_releases_every_barrier_and_names_the_replica() {
 }
 
 #[test]
+fn after_any_refusal_the_epoch_is_asked_for_anew() {
+    with_two_volumes(|mut fixture, first, second| {
+        prepare_both(&mut fixture, first, second);
+        fixture.offer(Input::Prepared(first, Err(Refused::Failed)));
+        for volume in [VolumeIndex(0), VolumeIndex(1)] {
+            fixture.0.enrol(volume, true).unwrap();
+        }
+        fixture.offer(Input::Begin { command: COMMAND, is_urgent: false });
+        fixture.offer(Input::Barrier(VolumeIndex(0), Ok(())));
+        let asked = fixture.offer(Input::Barrier(VolumeIndex(1), Ok(())));
+        assert_eq!(asked, [Output::AskEpoch(first)]);
+    });
+}
+
+#[test]
 fn a_commit_without_an_answer_is_asked_about_before_the_next_checkpoint() {
     with_two_volumes(|mut fixture, first, second| {
         prepare_both(&mut fixture, first, second);
