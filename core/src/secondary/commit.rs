@@ -52,7 +52,9 @@ impl Secondary<'_> {
         if self.counts.commit >= steps_max || self.table.is_full() {
             return false;
         }
-        match self.buffer.next_present(failover.cursor) {
+        // The cursor may stand at the end of a disk that ends within a granule.
+        let ahead = self.buffer.next_present(failover.cursor).filter(|ahead| ahead.end() > failover.cursor);
+        match ahead {
             Some(present) => {
                 let start = present.offset.max(failover.cursor);
                 let window = u64::from(self.config.window_bytes);
