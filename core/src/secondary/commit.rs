@@ -49,6 +49,7 @@ impl Secondary<'_> {
             return self.counts.commit == 0 && self.enter_ended(State::FailoverFailed);
         }
         let steps_max = if self.counts.guest == 0 { STEPS_MAX } else { 1 };
+        let steps_max = steps_max.min(self.spare_places() as u16);
         if self.counts.commit >= steps_max || self.table.is_full() {
             return false;
         }

@@ -162,8 +162,18 @@ impl Secondary<'_> {
         }
     }
 
+    /// Whether what comes now waits. A prepare waits for modifications that are still to come: until then it holds
+    /// nothing up.
+    pub(super) fn is_barrier_up(&self) -> bool {
+        self.pending.is_some_and(|pending| match pending.purpose {
+            Purpose::Prepare { connection, modifications, .. } => self.received(connection) >= modifications,
+            _ => true,
+        })
+    }
+
     /// Everything that waited for the barrier may go on.
-    fn lower_barrier(&mut self) {
+    pub(super) fn lower_barrier(&mut self) {
+        self.connections.lower_barrier();
         let mut next = self.table.following(None);
         while let Some(index) = next {
             next = self.table.following(Some(index));
