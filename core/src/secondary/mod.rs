@@ -396,12 +396,11 @@ impl<'m> Secondary<'m> {
     /// When [`Secondary::handle_timeout`] is to be called next, if nothing else happens.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Micros> {
-        // Between prepare and commit the room that they wait for is about to come, and a commit cannot fail.
-        if self.state.running().is_some_and(|running| running.prepared.is_some()) {
-            return None;
-        }
         let oldest = self.oldest_hold()?;
-        Some(oldest.after(self.config.stall_max))
+        // After a prepare the room that they wait for is about to come; but the commit may be lost on its way.
+        let prepared = self.state.running().and_then(|running| running.prepared);
+        let since = prepared.map_or(oldest, |(_, prepared_at)| oldest.max(prepared_at));
+        Some(since.after(self.config.stall_max))
     }
 
     /// Lets time pass: held writes that waited too long are refused.
