@@ -245,8 +245,9 @@ impl Secondary<'_> {
         if self.received(connection) != modifications {
             return Err(Refused::WrongCount);
         }
+        let now = self.now;
         let running = self.state.running_mut().ok_or(Refused::NotRunning)?;
-        running.prepared = Some(claim);
+        running.prepared = Some((claim, now));
         Ok(())
     }
 
