@@ -1,1 +1,4 @@
 //! Simulator, interop and benchmarks.
+#![forbid(unsafe_code)]
+
+pub mod simulator;

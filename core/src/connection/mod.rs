@@ -25,8 +25,10 @@ pub(crate) struct Open<T> {
     pub(crate) about: T,
     /// Modifications received, whole requests.
     pub(crate) modifications: u64,
-    /// Modifications whose last piece has not been received.
-    unfinished: u16,
+    /// The last piece of a modification has not been received. Pieces of a connection's modifications do not mix.
+    is_unfinished: bool,
+    /// That modification began after the barrier that is up.
+    is_after_barrier: bool,
 }
 
 #[derive(Debug)]
@@ -51,7 +53,8 @@ impl<'m, T: Copy> Connections<'m, T> {
             return Err(Refused::Stale);
         }
         let place = self.0.iter_mut().find(|place| place.0.is_none()).ok_or(Refused::NoRoom)?;
-        place.0 = Some(Open { connection, about, modifications: 0, unfinished: 0 });
+        place.0 =
+            Some(Open { connection, about, modifications: 0, is_unfinished: false, is_after_barrier: false });
         Ok(())
     }
 
@@ -61,18 +64,33 @@ impl<'m, T: Copy> Connections<'m, T> {
         self.0.iter_mut().find(is_it)?.0.take()
     }
 
-    /// Counts a piece of a modification.
-    pub(crate) fn count(&mut self, connection: ConnectionId, request: &Request) {
+    /// Whether a barrier that is up waits for this piece: its request began before.
+    pub(crate) fn is_awaited(&self, connection: ConnectionId, request: &Request) -> bool {
+        !request.is_first
+            && self.find(connection).is_some_and(|open| open.is_unfinished && !open.is_after_barrier)
+    }
+
+    /// Counts a piece of a modification. With a barrier up, a request that begins now comes after it, whole.
+    pub(crate) fn count(&mut self, connection: ConnectionId, request: &Request, is_barrier_up: bool) {
         let mut open = self.0.iter_mut().filter_map(|place| place.0.as_mut());
         if let Some(open) = open.find(|open| open.connection == connection) {
-            open.modifications += u64::from(request.is_first);
-            open.unfinished += u16::from(request.is_first);
-            open.unfinished = open.unfinished.saturating_sub(u16::from(request.is_last));
+            if request.is_first {
+                open.modifications += 1;
+                open.is_after_barrier = is_barrier_up;
+            }
+            open.is_unfinished = !request.is_last;
         }
     }
 
-    /// Whether the last piece of some modification is still to come.
+    /// Whether the last piece of some modification that began before the barrier is still to come.
     pub(crate) fn has_unfinished(&self) -> bool {
-        self.iter().any(|open| open.unfinished != 0)
+        self.iter().any(|open| open.is_unfinished && !open.is_after_barrier)
+    }
+
+    /// What came after the barrier no longer does.
+    pub(crate) fn lower_barrier(&mut self) {
+        for open in self.0.iter_mut().filter_map(|place| place.0.as_mut()) {
+            open.is_after_barrier = false;
+        }
     }
 }

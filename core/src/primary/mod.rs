@@ -320,19 +320,25 @@ impl<'m> Primary<'m> {
     fn take(&mut self, connection: ConnectionId, request: &Request) -> Result<(), Refused> {
         self.connections.find(connection).ok_or(Refused::Stale)?;
         request.check(self.disk.size_bytes, self.config.block_bytes, self.config.window_bytes)?;
-        if self.table.is_full() {
+        let is_modification = request.op.is_modification();
+        let is_awaited = is_modification && self.is_awaited(connection, request);
+        // The last place is for pieces that a barrier waits for: what waits for the barrier may take all others.
+        let is_last_kept =
+            !is_awaited && self.awaits_pieces() && self.table.len() + 1 >= self.table.capacity();
+        if self.table.is_full() || is_last_kept {
             return Err(Refused::Busy);
         }
-        let is_modification = request.op.is_modification();
-        // A later piece of a request that began before a barrier belongs before it.
-        let is_after_barrier =
-            is_modification && self.barrier.is_some_and(|barrier| request.is_first || barrier.is_urgent());
         if is_modification {
-            self.connections.count(connection, request);
+            self.connections.count(connection, request, self.barrier.is_some());
         }
+        let is_after_barrier = is_modification && !is_awaited && self.barrier.is_some();
         let access = Access { extent: request.extent, is_read: !is_modification, passes_exempt: false };
         let work = Work { is_after_barrier, ..Work::new(connection, *request) };
-        self.table.insert(access, work).ok_or(Refused::Busy)?;
+        let index = self.table.insert(access, work).ok_or(Refused::Busy)?;
+        if is_awaited && self.table.is_blocked(index) {
+            // What came earlier and overlaps it has to go before the barrier too.
+            self.let_waiting_go();
+        }
         Ok(())
     }
 

@@ -6,7 +6,7 @@
 
 use super::entry::Phase;
 use super::{Command, Primary};
-use crate::{CommandId, Event, Refused, Stage};
+use crate::{CommandId, ConnectionId, Event, Refused, Request, Stage};
 
 /// A barrier that is up.
 #[derive(Clone, Copy, Debug)]
@@ -14,12 +14,6 @@ pub(super) struct Barrier {
     command: CommandId,
     is_urgent: bool,
     is_reached: bool,
-}
-
-impl Barrier {
-    pub(super) const fn is_urgent(&self) -> bool {
-        self.is_urgent
-    }
 }
 
 impl Primary<'_> {
@@ -121,6 +115,24 @@ impl Primary<'_> {
         if !barrier.is_reached {
             self.notices.answer(barrier.command, Err(reason));
         }
+        self.let_waiting_go();
+    }
+
+    /// Whether a piece belongs before a barrier that is up and not urgent: its request began before.
+    pub(super) fn is_awaited(&self, connection: ConnectionId, request: &Request) -> bool {
+        self.barrier.is_some_and(|barrier| !barrier.is_urgent)
+            && self.connections.is_awaited(connection, request)
+    }
+
+    /// Whether a barrier waits for pieces that are still to come.
+    pub(super) fn awaits_pieces(&self) -> bool {
+        self.barrier.is_some_and(|barrier| !barrier.is_urgent && !barrier.is_reached)
+            && self.connections.has_unfinished()
+    }
+
+    /// Everything that waits for a barrier goes on.
+    pub(super) fn let_waiting_go(&mut self) {
+        self.connections.lower_barrier();
         let mut next = self.table.following(None);
         while let Some(index) = next {
             next = self.table.following(Some(index));

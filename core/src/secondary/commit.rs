@@ -49,10 +49,13 @@ impl Secondary<'_> {
             return self.counts.commit == 0 && self.enter_ended(State::FailoverFailed);
         }
         let steps_max = if self.counts.guest == 0 { STEPS_MAX } else { 1 };
+        let steps_max = steps_max.min(self.spare_places() as u16);
         if self.counts.commit >= steps_max || self.table.is_full() {
             return false;
         }
-        match self.buffer.next_present(failover.cursor) {
+        // The cursor may stand at the end of a disk that ends within a granule.
+        let ahead = self.buffer.next_present(failover.cursor).filter(|ahead| ahead.end() > failover.cursor);
+        match ahead {
             Some(present) => {
                 let start = present.offset.max(failover.cursor);
                 let window = u64::from(self.config.window_bytes);

@@ -163,7 +163,12 @@ impl Secondary<'_> {
         }
         let found = self.buffer.find(keep.rest);
         let part = Extent { offset: keep.rest.offset, length: found.length };
+        // More is written than the guest asked for: requests of others beside it are not in the order of bytes.
+        let is_direct = |(_, other): (EntryIndex, &Work)| {
+            other.phase == Phase::Direct && other.request.extent.overlaps(&part)
+        };
         let phase = match found.spot {
+            Spot::Zeroes if self.table.iter().any(is_direct) => return Step::Sleep,
             Spot::Zeroes => keep.at(KeepStep::Unzero(part)),
             Spot::Slot(_) | Spot::Absent => keep.past(part.end()),
         };
@@ -207,6 +212,11 @@ impl Secondary<'_> {
             Err(errno) => return self.keep_failed(index, work, device, errno),
         };
         let phase = match keep.step {
+            // A failover began: nothing is kept any more.
+            KeepStep::Ask(_) | KeepStep::Load(_) if self.stage() != Stage::Running => {
+                self.drop_scratch(index);
+                keep.at(KeepStep::Find)
+            }
             KeepStep::Ask(part) => self.asked(work, keep, part, outcome),
             KeepStep::Load(part) => self.loaded(index, keep, part),
             KeepStep::Store(part, slot) | KeepStep::Blank(part, slot) => {
@@ -241,8 +251,6 @@ impl Secondary<'_> {
         }
         let part = Extent { length: filled, ..part };
         match (work.origin, work.is_zeroes()) {
-            // Zeroes over a hole change nothing, so that nothing need be kept.
-            (Origin::Replication, true) => keep.past(part.end()),
             // It will hold data in a moment; a part is one granule here.
             (Origin::Guest, false) => self.blank(keep, part),
             _ => match self.buffer.remember_zeroes(part) {

@@ -396,12 +396,11 @@ impl<'m> Secondary<'m> {
     /// When [`Secondary::handle_timeout`] is to be called next, if nothing else happens.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Micros> {
-        // Between prepare and commit the room that they wait for is about to come, and a commit cannot fail.
-        if self.state.running().is_some_and(|running| running.prepared.is_some()) {
-            return None;
-        }
         let oldest = self.oldest_hold()?;
-        Some(oldest.after(self.config.stall_max))
+        // After a prepare the room that they wait for is about to come; but the commit may be lost on its way.
+        let prepared = self.state.running().and_then(|running| running.prepared);
+        let since = prepared.map_or(oldest, |(_, prepared_at)| oldest.max(prepared_at));
+        Some(since.after(self.config.stall_max))
     }
 
     /// Lets time pass: held writes that waited too long are refused.
@@ -416,23 +415,47 @@ impl<'m> Secondary<'m> {
     fn take(&mut self, connection: ConnectionId, request: &Request) -> Result<(), Refused> {
         let port = self.connections.find(connection).ok_or(Refused::Stale)?.about.port;
         request.check(self.disk.size_bytes, self.disk.block_bytes, self.config.window_bytes)?;
-        let (origin, taken, limit) = match port {
-            Port::Replication => {
-                (Origin::Replication, self.counts.replication, self.config.replication_requests)
-            }
-            Port::Guest => (Origin::Guest, self.counts.guest, self.config.guest_requests),
+        let origin = match port {
+            Port::Replication => Origin::Replication,
+            Port::Guest => Origin::Guest,
         };
-        if taken >= limit || self.table.is_full() {
+        let is_barrier_up = self.is_barrier_up();
+        let is_modification = request.op.is_modification();
+        let is_awaited = is_barrier_up && is_modification && self.connections.is_awaited(connection, request);
+        if !self.has_place(port, is_awaited) {
             return Err(Refused::Busy);
         }
-        // A later piece of a request that began before a barrier belongs before it.
-        let is_after_barrier = self.pending.is_some() && (request.is_first || !request.op.is_modification());
-        if request.op.is_modification() {
-            self.connections.count(connection, request);
+        if is_modification {
+            self.connections.count(connection, request, is_barrier_up);
         }
+        let is_after_barrier = is_barrier_up && !is_awaited;
         let work = Work { is_after_barrier, ..Work::new(origin, connection, *request) };
-        self.insert(work).ok_or(Refused::Busy)?;
+        let index = self.insert(work).ok_or(Refused::Busy)?;
+        if is_awaited && self.table.is_blocked(index) {
+            // What came earlier and overlaps it has to go before the barrier too.
+            self.lower_barrier();
+        }
         Ok(())
+    }
+
+    /// Whether a port may have one more place. A piece that a barrier waits for may have one that is kept for the
+    /// commit, as those that wait for the barrier may have taken all others.
+    fn has_place(&self, port: Port, is_awaited: bool) -> bool {
+        let Config { replication_requests, guest_requests, .. } = self.config;
+        let Counts { replication, guest, .. } = self.counts;
+        let has_own = match port {
+            Port::Replication => replication < replication_requests,
+            Port::Guest => guest < guest_requests,
+        };
+        let lent = replication.saturating_sub(replication_requests) + guest.saturating_sub(guest_requests);
+        (has_own || (is_awaited && usize::from(lent) < self.spare_places())) && !self.table.is_full()
+    }
+
+    /// Places of the table that are promised to neither port.
+    fn spare_places(&self) -> usize {
+        let promised =
+            usize::from(self.config.replication_requests) + usize::from(self.config.guest_requests);
+        self.table.capacity().saturating_sub(promised)
     }
 
     fn insert(&mut self, work: Work) -> Option<EntryIndex> {

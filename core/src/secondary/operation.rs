@@ -76,8 +76,11 @@ impl Secondary<'_> {
             }
             (Command::Commit { epoch, claim }, Stage::Running) => {
                 self.check_epoch(epoch)?;
-                let prepared = self.state.running().and_then(|running| running.prepared);
-                if prepared == Some(claim) { self.check_not_pending() } else { Err(Refused::OtherClaim) }
+                if self.prepared_by() == Some(claim) {
+                    self.check_not_pending()
+                } else {
+                    Err(Refused::OtherClaim)
+                }
             }
             (Command::Checkpoint { .. }, Stage::None | Stage::FailoverFailed)
             | (Command::Prepare { .. } | Command::Commit { .. }, _)
@@ -154,16 +157,25 @@ impl Secondary<'_> {
         if self.pending.as_ref().is_some_and(is_it) {
             self.cancel_pending(Refused::OtherClaim);
         }
-        let identity = self.state.running().and_then(|running| running.prepared);
-        if identity.is_some_and(|identity| self.claimant(identity).is_err())
+        if self.prepared_by().is_some_and(|identity| self.claimant(identity).is_err())
             && let Some(running) = self.state.running_mut()
         {
             running.prepared = None;
         }
     }
 
+    /// Whether what comes now waits. A prepare waits for modifications that are still to come: until then it holds
+    /// nothing up.
+    pub(super) fn is_barrier_up(&self) -> bool {
+        self.pending.is_some_and(|pending| match pending.purpose {
+            Purpose::Prepare { connection, modifications, .. } => self.received(connection) >= modifications,
+            _ => true,
+        })
+    }
+
     /// Everything that waited for the barrier may go on.
-    fn lower_barrier(&mut self) {
+    pub(super) fn lower_barrier(&mut self) {
+        self.connections.lower_barrier();
         let mut next = self.table.following(None);
         while let Some(index) = next {
             next = self.table.following(Some(index));
@@ -227,12 +239,21 @@ impl Secondary<'_> {
         if self.is_behind() {
             return Err(Refused::Missing);
         }
+        if self.claimant(claim) != Ok(connection) {
+            return Err(Refused::OtherClaim);
+        }
         if self.received(connection) != modifications {
             return Err(Refused::WrongCount);
         }
+        let now = self.now;
         let running = self.state.running_mut().ok_or(Refused::NotRunning)?;
-        running.prepared = Some(claim);
+        running.prepared = Some((claim, now));
         Ok(())
+    }
+
+    /// Whose prepare was answered.
+    fn prepared_by(&self) -> Option<Identity> {
+        self.state.running()?.prepared.map(|(claim, _)| claim)
     }
 
     fn checkpoint(&mut self, force: bool) -> Result<(), Refused> {

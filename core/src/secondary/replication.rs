@@ -12,6 +12,11 @@ use crate::{Device, Errno, ErrorKind, Event, Micros, Op, Outcome, Stage, View};
 impl Secondary<'_> {
     pub(super) fn begin_replication(&mut self, index: EntryIndex, work: &Work) -> Step {
         if !work.is_modification() {
+            let takes_over = matches!(self.stage(), Stage::Failover | Stage::FailoverFailed);
+            if takes_over && self.must_wait_for_keep(work) {
+                self.enter(index, Phase::Waiting { for_keep: true });
+                return Step::Sleep;
+            }
             return self.begin_direct(index, work);
         }
         match self.state {
@@ -86,6 +91,9 @@ impl Secondary<'_> {
             }
         }
         self.end(index, result);
+        if self.counts.keeping != 0 && self.stage() != Stage::Running {
+            self.wake_where(|work| matches!(work.phase, Phase::Keep(_)));
+        }
     }
 
     pub(super) fn refuse(&mut self, index: EntryIndex, errno: Errno) -> Step {
@@ -110,11 +118,16 @@ impl Secondary<'_> {
         }
         match self.config.when_full {
             WhenFull::Break => {
-                running.view = View::Broken;
-                self.notices.event(Event::View(View::Broken));
+                if core::mem::replace(&mut running.view, View::Broken) == View::Whole {
+                    self.notices.event(Event::View(View::Broken));
+                }
                 self.write_through(index, work)
             }
             WhenFull::Stall if running.has_missed => self.refuse(index, Errno::NoSpace),
+            // Nobody waits for it, and a claim that ends waits for it to go.
+            WhenFull::Stall if self.connections.find(work.connection).is_none() => {
+                self.refuse(index, Errno::Shutdown)
+            }
             WhenFull::Stall => {
                 self.enter(index, Phase::Held { since: self.now });
                 self.table.exempt(index);

@@ -1,6 +1,6 @@
 //! The stages: one struct each for what is true in that stage alone.
 
-use crate::{ConnectionId, Identity, Stage, View};
+use crate::{ConnectionId, Identity, Micros, Stage, View};
 
 /// The stage, and what belongs to it.
 #[derive(Clone, Copy, Debug)]
@@ -21,8 +21,8 @@ pub(super) struct Running {
     /// The claim ended without a clean disconnect: something may be missing here.
     pub(super) is_in_doubt: bool,
     pub(super) claim: Claim,
-    /// The epoch and the claim of a prepare that was answered; gone with the next modification.
-    pub(super) prepared: Option<Identity>,
+    /// The claim of a prepare that was answered, and when; gone with the next modification.
+    pub(super) prepared: Option<(Identity, Micros)>,
     pub(super) has_warned_three_quarters: bool,
     pub(super) has_warned_full: bool,
 }

@@ -1,0 +1,184 @@
+//! SEMANTICS.md, "Failover".
+
+use std::{assert, assert_eq, vec};
+
+use super::rig::{GUEST, PRIMARY, Rig, SIZE};
+use crate::secondary::{Command, Progress};
+use crate::{Device, Errno, ErrorKind, Event, Op, Outcome, Stage};
+
+const DONE: super::rig::Result = Ok(Outcome::Done);
+const FAILOVER: Command = Command::Stop { failover: true, force: false };
+
+/// The primary has overwritten three granules, the guest has written into one and zeroed another.
+fn speculative() -> Rig {
+    let mut rig = Rig::running();
+    rig.written(PRIMARY, 0, &[b'p'; 1024]).unwrap();
+    rig.written(PRIMARY, SIZE - 200, &[b'p'; 200]).unwrap();
+    rig.written(GUEST, 520, b"guest").unwrap();
+    rig.zero(GUEST, 2048, 512);
+    rig
+}
+
+fn expected() -> std::vec::Vec<u8> {
+    let mut view = vec![b'd'; SIZE as usize];
+    view[520..525].copy_from_slice(b"guest");
+    view[2048..2560].fill(0);
+    view
+}
+
+#[test]
+fn the_buffer_goes_to_the_disk_in_disk_order_and_neighbours_go_together() {
+    let mut rig = speculative();
+    rig.command(FAILOVER).unwrap();
+    assert_eq!(rig.answers, [Ok(())]);
+    let mut written = vec![];
+    while !rig.queue.is_empty() {
+        let (device, name, offset, length) = rig.under_way()[0];
+        if device == Device::Disk {
+            written.push((name, offset, length));
+        }
+        rig.complete(0, Ok(()));
+    }
+    assert_eq!(written, [("write", 0, 1024), ("zero", 2048, 512), ("write", 4096, 200), ("flush", 0, 0)]);
+    assert_eq!(rig.machine.stage(), Stage::Done);
+    assert_eq!(rig.disk, expected());
+    assert_eq!(rig.view(), expected());
+}
+
+#[test]
+fn the_view_is_the_same_at_every_moment_of_the_commit() {
+    let mut rig = speculative();
+    rig.command(FAILOVER).unwrap();
+    for _ in 0..6 {
+        rig.complete(0, Ok(()));
+        let mut view = rig.disk.clone();
+        for granule in 0..9 {
+            let extent = crate::Extent::between(granule * 512, (granule * 512 + 512).min(SIZE));
+            let place = extent.offset as usize..extent.end() as usize;
+            match rig.machine.buffer().find(extent).spot {
+                crate::buffer::Spot::Slot(at) => {
+                    view[place].copy_from_slice(&rig.slots[at as usize..][..extent.length as usize]);
+                }
+                crate::buffer::Spot::Zeroes => view[place].fill(0),
+                crate::buffer::Spot::Absent => {}
+            }
+        }
+        assert_eq!(view, expected());
+    }
+}
+
+#[test]
+fn done_follows_the_flush_and_the_last_granule_of_an_uneven_disk() {
+    let mut rig = speculative();
+    rig.command(FAILOVER).unwrap();
+    while rig.under_way() != [(Device::Disk, "flush", 0, 0)] {
+        assert_eq!(rig.machine.stage(), Stage::Failover);
+        rig.complete(0, Ok(()));
+    }
+    assert_eq!(rig.disk, expected());
+    assert_eq!(rig.machine.stage(), Stage::Failover);
+    rig.complete(0, Ok(()));
+    assert_eq!(rig.machine.stage(), Stage::Done);
+    let done = rig.events.iter().filter(|event| **event == Event::Stage(Stage::Done)).count();
+    assert_eq!(done, 1);
+}
+
+#[test]
+fn progress_is_counted_in_bytes_of_the_buffer() {
+    let mut rig = speculative();
+    rig.command(FAILOVER).unwrap();
+    let total_bytes = 4 * 512;
+    assert_eq!(rig.machine.progress(), Progress { total_bytes, done_bytes: 0 });
+    rig.run();
+    assert_eq!(rig.machine.progress(), Progress { total_bytes, done_bytes: total_bytes });
+    assert!(rig.events.iter().any(|event| matches!(event, Event::CommitProgress { .. })));
+}
+
+#[test]
+fn a_commit_that_failed_goes_on_from_where_it_stopped() {
+    let mut rig = speculative();
+    rig.command(FAILOVER).unwrap();
+    // The first step reads what it can; its write fails.
+    while rig.under_way()[0].1 != "write" {
+        rig.complete(0, Ok(()));
+    }
+    rig.complete(0, Err(Errno::Io));
+    rig.run();
+    assert_eq!(rig.machine.stage(), Stage::FailoverFailed);
+    assert_eq!(rig.machine.errors().first(), Some(ErrorKind::Commit));
+    assert_eq!(rig.view(), expected());
+    assert_eq!(rig.written(GUEST, 0, b"slot"), DONE);
+    assert_eq!(rig.written(GUEST, 3000, b"disk"), DONE);
+    assert_eq!(&rig.disk[3000..3004], b"disk");
+    assert_eq!(rig.written(GUEST, 2100, b"over zeroes"), DONE);
+    rig.answers.clear();
+    assert_eq!(rig.outcome(FAILOVER), Ok(()));
+    assert_eq!(rig.machine.stage(), Stage::Done);
+    let mut expected = expected();
+    expected[..4].copy_from_slice(b"slot");
+    expected[3000..3004].copy_from_slice(b"disk");
+    expected[2100..2111].copy_from_slice(b"over zeroes");
+    assert_eq!(rig.disk, expected);
+}
+
+#[test]
+fn a_flush_that_failed_is_tried_again() {
+    let mut rig = speculative();
+    rig.command(FAILOVER).unwrap();
+    while rig.under_way()[0].1 != "flush" {
+        rig.complete(0, Ok(()));
+    }
+    rig.complete(0, Err(Errno::Io));
+    assert_eq!(rig.machine.stage(), Stage::FailoverFailed);
+    rig.command(FAILOVER).unwrap();
+    assert_eq!(rig.under_way(), [(Device::Disk, "flush", 0, 0)]);
+    rig.run();
+    assert_eq!((rig.machine.stage(), &rig.disk), (Stage::Done, &expected()));
+}
+
+#[test]
+fn a_write_of_the_primary_in_flight_ends_first_and_is_rolled_back() {
+    let mut rig = Rig::running();
+    let keeping = rig.write(PRIMARY, 0, b"keeping");
+    let through = rig.write(PRIMARY, 1024, b"through");
+    rig.complete(1, Ok(()));
+    rig.complete(1, Ok(()));
+    assert_eq!(rig.under_way()[1], (Device::Disk, "write", 1024, 7));
+    rig.command(FAILOVER).unwrap();
+    rig.run();
+    assert_eq!(rig.reply(keeping), Some(Err(Errno::Shutdown)));
+    assert_eq!(rig.reply(through), Some(DONE));
+    assert_eq!(rig.machine.stage(), Stage::Done);
+    assert_eq!(rig.disk, vec![b'd'; SIZE as usize]);
+}
+
+#[test]
+fn a_guest_write_in_flight_when_the_failover_begins_is_not_lost() {
+    let mut rig = Rig::running();
+    let id = rig.write(GUEST, 512, &[b'g'; 1024]);
+    rig.command(FAILOVER).unwrap();
+    rig.run();
+    assert_eq!(rig.reply(id), Some(DONE));
+    assert_eq!(rig.machine.stage(), Stage::Done);
+    assert_eq!(&rig.disk[512..1536], [b'g'; 1024]);
+}
+
+#[test]
+fn zeroes_are_written_out_for_the_guest_only_while_the_primary_does_not_read_beside_them() {
+    let mut rig = Rig::running();
+    rig.zero(GUEST, 2048, 512);
+    rig.command(FAILOVER).unwrap();
+    rig.complete(0, Err(Errno::Io));
+    assert_eq!(rig.machine.stage(), Stage::FailoverFailed);
+    let data = rig.place(4);
+    rig.request(PRIMARY, Op::Read(data), 2500, 4);
+    rig.write(GUEST, 2048, b"g");
+    assert_eq!(rig.under_way(), [(Device::Disk, "read", 2500, 4)]);
+    rig.complete(0, Ok(()));
+    assert_eq!(rig.under_way(), [(Device::Disk, "zero", 2048, 512)]);
+    let data = rig.place(4);
+    rig.request(PRIMARY, Op::Read(data), 2500, 4);
+    assert_eq!(rig.queue.len(), 1);
+    rig.run();
+    assert_eq!(rig.read(GUEST, 2048, 2).unwrap(), b"g\0");
+}
