@@ -24,6 +24,7 @@
 //!   a replica that took it, or not at all.
 //! * P4: while a barrier is up, no modification begins that came after it.
 
+mod config;
 mod entry;
 mod flush;
 mod operation;
@@ -33,67 +34,23 @@ mod replica;
 mod tests;
 mod write;
 
+pub use config::{Config, ConfigError, Storage};
 pub use entry::Work;
 pub use replica::{Replica, ReplicaStatus};
 
 use crate::bitmap::Bitmap;
-use crate::block::{Action, Capabilities, Completion, Geometry, Transfer};
+use crate::block::{Action, Completion, Geometry, Transfer};
 use crate::connection::Connections;
 use crate::operation::Notices;
-use crate::order::{Access, EntryIndex, Slot, Table};
+use crate::order::{Access, EntryIndex, Table};
 use crate::{
-    CommandId, Connection, ConnectionId, Device, Errno, ErrorCounters, ErrorKind, Event, Extent, Micros,
-    Outcome, Output, Refused, Reply, Request, Stage,
+    CommandId, ConnectionId, Device, Errno, ErrorCounters, ErrorKind, Event, Extent, Micros, Outcome, Output,
+    Refused, Reply, Request, Stage,
 };
 use entry::Phase;
 
 /// The most replicas of one primary.
 pub const REPLICAS_MAX: usize = 32;
-
-/// Settings of a [`Primary`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// Bytes of the longest piece: a power of two.
-    pub window_bytes: u32,
-    /// Bytes of one dirty granule: a power of two, at least 512. One bit stands for one.
-    pub dirty_granule_bytes: u32,
-    /// Bytes of the blocks that clients may address; replicas with larger ones are refused. At least those of the disk.
-    pub block_bytes: u32,
-}
-
-/// Why a [`Primary`] cannot be made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConfigError {
-    /// The window is not a power of two.
-    Window,
-    /// The dirty granule is not a power of two, or smaller than 512 bytes.
-    DirtyGranule,
-    /// The block is not a power of two, or smaller than that of the disk.
-    Block,
-    /// The table has no place.
-    Table,
-    /// A bitmap has too few words; [`Primary::bitmap_words`] tells how many are needed.
-    Bitmap,
-    /// There are more replicas than [`REPLICAS_MAX`].
-    Replicas,
-    /// The disk is empty, or takes no modifications.
-    Disk,
-}
-
-/// Borrowed memory of a [`Primary`].
-#[derive(Debug)]
-pub struct Storage<'m> {
-    /// Requests in flight.
-    pub table: &'m mut [Slot<Work>],
-    /// Connections of the guest.
-    pub connections: &'m mut [Connection<()>],
-    /// What was written since the disk was opened: [`Primary::bitmap_words`].
-    pub written: &'m mut [u64],
-    /// What the primary disk failed to take: [`Primary::bitmap_words`].
-    pub lost: &'m mut [u64],
-    /// Replicas, each with its dirty bitmap.
-    pub replicas: &'m mut [Replica<'m>],
-}
 
 /// What a manager, or the coordinator of checkpoints, asks of a [`Primary`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,7 +152,7 @@ impl<'m> Primary<'m> {
     /// # Errors
     /// [`ConfigError`] names the setting that does not fit.
     pub fn new(config: Config, disk: Geometry, storage: Storage<'m>) -> Result<Self, ConfigError> {
-        check_config(&config, &disk, &storage)?;
+        config::check(&config, &disk, &storage)?;
         let Storage { table, connections, written, lost, replicas } = storage;
         let bits = disk.size_bytes.div_ceil(u64::from(config.dirty_granule_bytes));
         for replica in replicas.iter_mut() {
@@ -435,28 +392,6 @@ impl<'m> Primary<'m> {
         };
         (first, end.saturating_sub(first))
     }
-}
-
-fn check_config(config: &Config, disk: &Geometry, storage: &Storage<'_>) -> Result<(), ConfigError> {
-    if !config.window_bytes.is_power_of_two() {
-        return Err(ConfigError::Window);
-    }
-    if !config.dirty_granule_bytes.is_power_of_two() || config.dirty_granule_bytes < 512 {
-        return Err(ConfigError::DirtyGranule);
-    }
-    if !config.block_bytes.is_power_of_two() || config.block_bytes < disk.block_bytes {
-        return Err(ConfigError::Block);
-    }
-    if storage.table.is_empty() {
-        return Err(ConfigError::Table);
-    }
-    if storage.replicas.len() > REPLICAS_MAX {
-        return Err(ConfigError::Replicas);
-    }
-    if disk.size_bytes == 0 || disk.capabilities.contains(Capabilities::READ_ONLY) {
-        return Err(ConfigError::Disk);
-    }
-    Ok(())
 }
 
 impl crate::driver::Machine for Primary<'_> {

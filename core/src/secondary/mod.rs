@@ -29,6 +29,7 @@
 
 mod claim;
 mod commit;
+mod config;
 mod entry;
 mod guest;
 mod keep;
@@ -39,81 +40,20 @@ mod state;
 mod tests;
 
 pub use claim::{Client, Connection};
+pub use config::{Config, ConfigError, Storage, WhenFull};
 pub use entry::Work;
 
 use crate::block::{Capabilities, Completion, Geometry, Transfer};
-use crate::buffer::{Buffer, index::Node};
+use crate::buffer::Buffer;
 use crate::connection::Connections;
 use crate::operation::Notices;
-use crate::order::{Access, EntryIndex, Slot, Table};
+use crate::order::{Access, EntryIndex, Table};
 use crate::{
     BufferIndex, CommandId, ConnectionId, Device, Errno, ErrorCounters, ErrorKind, Event, Extent, Identity,
     Micros, Outcome, Output, Refused, Reply, Request, Stage, View,
 };
 use entry::{Origin, Phase};
 use state::State;
-
-/// What a [`Secondary`] does when a primary write finds no slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum WhenFull {
-    /// Hold it until the next checkpoint, or refuse it: the view is preserved.
-    #[default]
-    Stall,
-    /// Let it through: the view breaks until the next checkpoint.
-    Break,
-}
-
-/// Settings of a [`Secondary`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// Bytes of one granule of the buffer: a power of two, at least 512 and the block size of both devices.
-    pub granule_bytes: u32,
-    /// Bytes of the longest piece: a power of two, at least one granule. Scratch buffers are this long.
-    pub window_bytes: u32,
-    /// What to do when the buffer is full.
-    pub when_full: WhenFull,
-    /// How long a write may be held.
-    pub stall_max: Micros,
-    /// How many requests of the primary may be in flight; the rest of the table is for the guest and the commit.
-    pub replication_requests: u16,
-    /// How many requests of the guest may be in flight.
-    pub guest_requests: u16,
-    /// First of the embedder's buffers that belong to the machine.
-    pub scratch_first: BufferIndex,
-    /// How many buffers belong to the machine; at least 1, at most 64. A keep and a step of the commit take one each
-    /// while they copy; more of them let more copies overlap.
-    pub scratch_count: u8,
-}
-
-/// Why a [`Secondary`] cannot be made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConfigError {
-    /// The granule is not a power of two, or smaller than 512 bytes or a device's block.
-    Granule,
-    /// The window is not a power of two, or smaller than the granule.
-    Window,
-    /// The table is too small for what the settings promise plus one place for the commit, or one of them is 0.
-    Table,
-    /// There is no scratch buffer, or more than 64.
-    Scratch,
-    /// The disk is empty, or takes no modifications.
-    Disk,
-    /// The buffer's device is smaller than one granule, or takes no modifications.
-    Buffer,
-    /// The index has no room for one granule.
-    Index,
-}
-
-/// Borrowed memory of a [`Secondary`].
-#[derive(Debug)]
-pub struct Storage<'m> {
-    /// Requests in flight: `replication_requests + guest_requests` places and at least one more for the commit.
-    pub table: &'m mut [Slot<Work>],
-    /// Index of the buffer: [`crate::buffer::index::Index::nodes_for`] the number of slots.
-    pub nodes: &'m mut [Node],
-    /// Connections of both ports.
-    pub connections: &'m mut [Connection],
-}
 
 /// The two exports of a secondary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -261,7 +201,7 @@ impl<'m> Secondary<'m> {
         buffer: Geometry,
         storage: Storage<'m>,
     ) -> Result<Self, ConfigError> {
-        check_config(&config, &disk, &buffer, &storage)?;
+        config::check(&config, &disk, &buffer, &storage)?;
         let Storage { table, nodes, connections } = storage;
         let slots = (buffer.size_bytes / u64::from(config.granule_bytes)).min(u64::from(u32::MAX - 1)) as u32;
         Ok(Self {
@@ -605,39 +545,6 @@ impl<'m> Secondary<'m> {
         );
         debug_assert!(!matches!(self.state, State::None) || self.counts.held == 0);
     }
-}
-
-fn check_config(
-    config: &Config,
-    disk: &Geometry,
-    buffer: &Geometry,
-    storage: &Storage<'_>,
-) -> Result<(), ConfigError> {
-    let granule = config.granule_bytes;
-    if !granule.is_power_of_two() || granule < 512 || granule < disk.block_bytes.max(buffer.block_bytes) {
-        return Err(ConfigError::Granule);
-    }
-    if !config.window_bytes.is_power_of_two() || config.window_bytes < granule {
-        return Err(ConfigError::Window);
-    }
-    let promised = usize::from(config.replication_requests) + usize::from(config.guest_requests);
-    let has_both = config.replication_requests != 0 && config.guest_requests != 0;
-    if storage.table.len() <= promised || storage.table.len() > usize::from(u16::MAX) || !has_both {
-        return Err(ConfigError::Table);
-    }
-    if config.scratch_count == 0 || config.scratch_count > 64 {
-        return Err(ConfigError::Scratch);
-    }
-    if disk.size_bytes == 0 || disk.capabilities.contains(Capabilities::READ_ONLY) {
-        return Err(ConfigError::Disk);
-    }
-    if buffer.size_bytes < u64::from(granule) || buffer.capabilities.contains(Capabilities::READ_ONLY) {
-        return Err(ConfigError::Buffer);
-    }
-    if crate::buffer::index::Index::entries_for(storage.nodes.len()) == 0 {
-        return Err(ConfigError::Index);
-    }
-    Ok(())
 }
 
 impl crate::driver::Machine for Secondary<'_> {
