@@ -117,6 +117,66 @@ pub struct QueueFull;
 ///
 /// Transfers that overlap are never in flight together unless all of them read: the machines see to it. Completions
 /// come in any order. A device never keeps a transfer for ever: what it cannot finish it fails.
+///
+/// A back end whose hardware has queues of its own implements this directly. Here one with two places that completes
+/// the last transfer first, as a device may:
+///
+/// ```
+/// use twinblock_core::block::{Action, BlockDevice, Capabilities, Completion, Geometry, QueueFull, Tag, Transfer};
+/// use twinblock_core::{BufferIndex, Data, Errno, Extent, Memory, Outcome, Windows};
+///
+/// struct Lifo {
+///     bytes: Vec<u8>,
+///     queue: Vec<Transfer>,
+/// }
+///
+/// impl<M: Memory + ?Sized> BlockDevice<M> for Lifo {
+///     fn geometry(&self) -> Geometry {
+///         let size_bytes = self.bytes.len() as u64;
+///         Geometry { size_bytes, block_bytes: 1, capabilities: Capabilities::FLUSH }
+///     }
+///     fn submit(&mut self, transfer: Transfer, _memory: &mut M) -> Result<(), QueueFull> {
+///         if self.queue.len() == 2 {
+///             return Err(QueueFull);
+///         }
+///         self.queue.push(transfer);
+///         Ok(())
+///     }
+///     fn poll(&mut self, memory: &mut M) -> Option<Completion> {
+///         let Transfer { tag, action, extent } = self.queue.pop()?;
+///         let range = extent.offset as usize..extent.end() as usize;
+///         let result = match action {
+///             Action::Read(data) => match (self.bytes.get(range), memory.bytes(data)) {
+///                 (Some(from), Some(to)) => Ok(to.copy_from_slice(from)),
+///                 _ => Err(Errno::Invalid),
+///             },
+///             Action::Write { data, .. } => match (self.bytes.get_mut(range), memory.bytes(data)) {
+///                 (Some(to), Some(from)) => Ok(to.copy_from_slice(from)),
+///                 _ => Err(Errno::Invalid),
+///             },
+///             Action::WriteZeroes { .. } => self.bytes.get_mut(range).map(|to| to.fill(0)).ok_or(Errno::Invalid),
+///             Action::Flush => Ok(()),
+///             Action::Status => Err(Errno::Unsupported),
+///         };
+///         Some(Completion { tag, result: result.map(|()| Outcome::Done) })
+///     }
+/// }
+///
+/// let mut device = Lifo { bytes: vec![0; 4096], queue: Vec::new() };
+/// let mut bytes = [7; 1024];
+/// let mut memory = Windows::new(&mut bytes, 512);
+/// let write = |entry: u16, offset| Transfer {
+///     tag: Tag { entry, generation: 1 },
+///     action: Action::Write { data: Data { buffer: BufferIndex(entry), offset: 0, length: 512 }, fua: false },
+///     extent: Extent { offset, length: 512 },
+/// };
+/// device.submit(write(0, 0), &mut memory).unwrap();
+/// device.submit(write(1, 512), &mut memory).unwrap();
+/// assert_eq!(device.submit(write(0, 1024), &mut memory), Err(QueueFull));
+/// assert_eq!(device.poll(&mut memory).unwrap().tag.entry, 1);
+/// assert_eq!(device.poll(&mut memory).unwrap().tag.entry, 0);
+/// assert_eq!(device.bytes[..1024], [7; 1024]);
+/// ```
 pub trait BlockDevice<M: Memory + ?Sized> {
     /// The shape of the device, now; the size must not change while a machine uses it.
     fn geometry(&self) -> Geometry;
