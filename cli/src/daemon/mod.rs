@@ -48,9 +48,13 @@ use pair::Pair;
 use token::{Kind, token};
 use volume::Volume;
 
-/// Buffers of the pool beside the machines' own.
+/// Buffers of the pool for guests, beside the machines' own.
 const SMALL_BUFFERS: u16 = 512;
 const LARGE_BUFFERS: u16 = 48;
+/// Buffers for what a primary can have sent to one secondary: as many as the primary itself has, so that held writes do
+/// not keep the rest from being received.
+const REPLICATION_SMALL: u16 = build::REPLICATION_REQUESTS;
+const REPLICATION_LARGE: u16 = LARGE_BUFFERS;
 /// How long the end may take: requests that are held or wait for a dead device do not keep a daemon alive.
 const END_MAX: Micros = Micros::from_ms(10_000);
 /// Requests of the daemon itself carry this in the upper half of their identifiers; no client's place has it.
@@ -121,10 +125,11 @@ impl Daemon {
         let workers = Workers::start(HELPERS, &poller.waker())
             .map_err(|error| failed("cannot start threads", &error))?;
         let secondaries =
-            spec.volumes.iter().filter(|volume| matches!(volume, VolumeSpec::Secondary(_))).count();
+            spec.volumes.iter().filter(|volume| matches!(volume, VolumeSpec::Secondary(_))).count() as u16;
+        let kept_free = (secondaries * REPLICATION_SMALL, secondaries * REPLICATION_LARGE);
         let sizes = PoolSizes {
-            small_count: SMALL_BUFFERS,
-            large_count: LARGE_BUFFERS + secondaries as u16 * build::SCRATCH,
+            small_count: SMALL_BUFFERS + kept_free.0,
+            large_count: LARGE_BUFFERS + kept_free.1 + secondaries * build::SCRATCH,
             ..PoolSizes::default()
         };
         let mut pool = HostPool::new(sizes).map_err(|error| failed("cannot take memory", &error))?;
@@ -141,7 +146,7 @@ impl Daemon {
         }
         let (served, nbd_places) = (workshop.served, workshop.nbd_places);
         let window_bytes = pool.large_bytes();
-        let mut clients = Clients::new(spec.connections_max, window_bytes);
+        let mut clients = Clients::new(spec.connections_max, window_bytes, kept_free);
         for (address, exports) in served {
             let listener = listen(&address, false, spec.peer_timeout.0)?;
             clients.listen(listener, Exported(exports), &mut poller).map_err(Failure::Refused)?;
