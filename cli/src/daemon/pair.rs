@@ -192,10 +192,10 @@ impl Daemon {
             match event {
                 DiskEvent::Connected(_) => info!(volume = this.name, "the disk's server is back"),
                 DiskEvent::Disconnected => {
-                    warn!(volume = this.name, "the disk's server is gone; waiting for it")
+                    warn!(volume = this.name, "the disk's server is gone; waiting for it");
                 }
                 DiskEvent::Refused(why) => {
-                    warn!(volume = this.name, "the disk's server cannot be used: {why}")
+                    warn!(volume = this.name, "the disk's server cannot be used: {why}");
                 }
             }
             return;

@@ -58,10 +58,10 @@ pub(super) struct Volume {
 }
 
 impl Volume {
-    pub(super) fn poll(&mut self, now: Micros, pool: &mut HostPool) -> Option<Emitted> {
+    pub(super) fn poll(&mut self, now: Micros, pool: &mut HostPool, budget: &mut u32) -> Option<Emitted> {
         match &mut self.machine {
-            Machine::Primary(driver) => driver.poll(now, pool),
-            Machine::Secondary(driver) => driver.poll(now, pool),
+            Machine::Primary(driver) => driver.poll_within(now, pool, budget),
+            Machine::Secondary(driver) => driver.poll_within(now, pool, budget),
         }
     }
 
