@@ -64,6 +64,8 @@ pub struct HostPool {
     states: Box<[State]>,
     /// Large buffers below this index are reserved.
     reserved_end: u16,
+    /// How many small and large buffers are not to be acquired at present.
+    kept_free: (usize, usize),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +112,7 @@ impl HostPool {
             large: Class::new(small_count..end, large_bytes),
             states: vec![State::Free; usize::from(end)].into_boxed_slice(),
             reserved_end: small_count,
+            kept_free: (0, 0),
         })
     }
 
@@ -126,6 +129,12 @@ impl HostPool {
         self.large.free.retain(|index| *index >= end);
         self.reserved_end = end;
         Some(start..end)
+    }
+
+    /// From now on [`Pool::acquire`] leaves so many small and large buffers free: for those who must not wait for whoever
+    /// acquires now.
+    pub const fn keep_free(&mut self, small: usize, large: usize) {
+        self.kept_free = (small, large);
     }
 
     /// Length of a large buffer in bytes: the longest request that [`Pool::acquire`] can serve.
@@ -164,7 +173,11 @@ impl HostPool {
     }
 
     fn take(&mut self, large: bool) -> Option<BufferIndex> {
-        let class = if large { &mut self.large } else { &mut self.small };
+        let (class, kept_free) =
+            if large { (&mut self.large, self.kept_free.1) } else { (&mut self.small, self.kept_free.0) };
+        if class.free.len() <= kept_free {
+            return None;
+        }
         let index = class.free.pop()?;
         if let Some(state) = self.states.get_mut(usize::from(index)) {
             *state = State::Taken;

@@ -174,7 +174,7 @@ pub(crate) struct DemoArgs {
     #[arg(long, default_value = "256M")]
     pub(crate) size: Size,
     /// How long the workload runs before the primary is killed.
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub(crate) seconds: u32,
     /// Makes the same requests again [default: chosen from the clock, and printed].
     #[arg(long)]

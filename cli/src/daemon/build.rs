@@ -24,11 +24,14 @@ use super::volume::{Machine, ReplicaLinks, Volume};
 use crate::failure::Failure;
 use crate::spec::{self, Address, BufferPlace, DaemonSpec, PrimarySpec, SecondarySpec, VolumeSpec, WhenFull};
 
-/// Requests of each port in flight; the table has places for a commit besides.
-const REQUESTS: u16 = 128;
+/// Requests in flight of a primary, and of a secondary's replication port: a prepare waits for all that the primary has
+/// sent, held writes or not, so the one must take what the other can have sent.
+pub(super) const REPLICATION_REQUESTS: u16 = 256;
+/// Requests in flight of a secondary's guest; the table has places for a commit besides.
+const GUEST_REQUESTS: u16 = 128;
 const COMMIT_PLACES: u16 = 8;
 /// Transfers that a disk takes at a time: as many as the largest table has entries, so that a machine never waits.
-const DISK_QUEUE: u16 = 2 * REQUESTS + COMMIT_PLACES;
+const DISK_QUEUE: u16 = REPLICATION_REQUESTS + GUEST_REQUESTS + COMMIT_PLACES;
 /// Buffers for what a secondary copies.
 pub(super) const SCRATCH: u16 = 16;
 /// Room in the index beyond one run for each slot: for what is remembered as zeroes.
@@ -87,7 +90,7 @@ impl Workshop<'_> {
     }
 
     fn new_nbd_disk(&mut self, volume: usize, replica: Option<u8>) -> std::io::Result<NbdDisk> {
-        let disk = NbdDisk::new(2 * REQUESTS, token(Kind::NbdDisk, self.nbd_places.len()))?;
+        let disk = NbdDisk::new(REPLICATION_REQUESTS, token(Kind::NbdDisk, self.nbd_places.len()))?;
         self.nbd_places.push((volume, replica));
         Ok(disk)
     }
@@ -104,7 +107,7 @@ impl Workshop<'_> {
         };
         let replicas: Vec<_> = (0..REPLICAS).map(|_| primary::Replica::new(leak(0, words))).collect();
         let storage = primary::Storage {
-            table: leak(Slot::FREE, usize::from(2 * REQUESTS)),
+            table: leak(Slot::FREE, usize::from(REPLICATION_REQUESTS)),
             connections: leak(Connection::FREE, usize::from(self.spec.connections_max) + 1),
             written: leak(0, words),
             lost: leak(0, words),
@@ -152,14 +155,14 @@ impl Workshop<'_> {
                 WhenFull::Break => secondary::WhenFull::Break,
             },
             stall_max: Micros(spec.stall_max.0.as_micros() as u64),
-            replication_requests: REQUESTS,
-            guest_requests: REQUESTS,
+            replication_requests: REPLICATION_REQUESTS,
+            guest_requests: GUEST_REQUESTS,
             scratch_first: BufferIndex(scratch.start),
             scratch_count: SCRATCH as u8,
         };
         let slots = (spec.buffer_size.0 / spec.granule.0) as usize;
         let storage = secondary::Storage {
-            table: leak(Slot::FREE, usize::from(2 * REQUESTS + COMMIT_PLACES)),
+            table: leak(Slot::FREE, usize::from(DISK_QUEUE)),
             nodes: leak(Node::EMPTY, Index::nodes_for(slots + SPARE_RUNS)),
             connections: leak(Connection::FREE, usize::from(self.spec.connections_max) + 1),
         };

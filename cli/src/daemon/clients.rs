@@ -13,6 +13,11 @@ use twinblock_io_posix::socket::{Listener, Stream};
 use super::token::{Kind, token};
 use super::volume::Volume;
 
+/// A primary's connection takes all that the primary can have in flight; each of its requests is one piece.
+const SIZES: ConnectionSizes = ConnectionSizes {
+    requests: super::build::REPLICATION_REQUESTS,
+    pieces: super::build::REPLICATION_REQUESTS + 32,
+};
 /// Events of one client before others have their turn.
 const EVENTS_MAX: usize = 256;
 
@@ -66,6 +71,8 @@ struct Client {
     listening: usize,
     /// The volume and the name there, once an export was chosen.
     chosen: Option<(usize, ConnectionId)>,
+    /// A primary: it need not leave buffers to others.
+    is_primary: bool,
 }
 
 /// All NBD clients of a daemon.
@@ -75,6 +82,8 @@ pub(super) struct Clients {
     places: Vec<Client>,
     places_max: usize,
     window_bytes: u32,
+    /// Small and large buffers that guests leave to primaries.
+    kept_free: (u16, u16),
     next_connection: u32,
     /// There was no place for the last that came.
     is_crowded: bool,
@@ -82,12 +91,13 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    pub(super) const fn new(places_max: u16, window_bytes: u32) -> Self {
+    pub(super) const fn new(places_max: u16, window_bytes: u32, kept_free: (u16, u16)) -> Self {
         Self {
             listenings: Vec::new(),
             places: Vec::new(),
             places_max: places_max as usize,
             window_bytes,
+            kept_free,
             next_connection: 0,
             is_crowded: false,
             is_ending: false,
@@ -154,9 +164,8 @@ impl Clients {
         }
         // A place is made once and used for all later clients.
         let config = ServerConfig::new(self.window_bytes, index as u16);
-        let connection =
-            Connection::new(config, ConnectionSizes::default(), token(Kind::Client, index)).ok()?;
-        self.places.push(Client { connection, listening: 0, chosen: None });
+        let connection = Connection::new(config, SIZES, token(Kind::Client, index)).ok()?;
+        self.places.push(Client { connection, listening: 0, chosen: None, is_primary: false });
         Some(index)
     }
 
@@ -164,6 +173,7 @@ impl Clients {
         let client = &mut self.places[place];
         client.listening = listening;
         client.chosen = None;
+        client.is_primary = false;
         if let Err(error) = client.connection.open(stream, now, pool) {
             warn!("a connection was turned away: {error}");
         }
@@ -186,6 +196,8 @@ impl Clients {
     pub(super) fn serve(&mut self, now: Micros, volumes: &mut [Volume], pool: &mut HostPool) -> bool {
         let mut has_told = false;
         for place in 0..self.places.len() {
+            let (small, large) = if self.places[place].is_primary { (0, 0) } else { self.kept_free };
+            pool.keep_free(usize::from(small), usize::from(large));
             for _ in 0..EVENTS_MAX {
                 let client = &mut self.places[place];
                 if !client.connection.has_work() || self.is_ending {
@@ -229,6 +241,7 @@ impl Clients {
         }
         info!(export = served.name, port = ?served.port, connection = name.0, "a client has connected");
         client.chosen = Some((served.volume, name));
+        client.is_primary = served.port == Port::Replication;
     }
 
     /// A machine wants a connection closed.
@@ -272,6 +285,7 @@ impl Client {
     /// Offers a piece to its volume; keeps it if the machine is busy.
     fn offer(&mut self, request: Request, now: Micros, volumes: &mut [Volume], pool: &mut HostPool) -> bool {
         let result = match self.chosen {
+            Some((volume, _)) if self.must_stay_outside(&request, &volumes[volume]) => Err(Refused::Busy),
             Some((volume, connection)) => volumes[volume].request(now, connection, request),
             None => Err(Refused::Stale),
         };
@@ -286,6 +300,11 @@ impl Client {
                 true
             }
         }
+    }
+
+    /// While a checkpoint waits for the rest of some request, no other one takes a buffer that this rest may need.
+    fn must_stay_outside(&self, request: &Request, volume: &Volume) -> bool {
+        !self.is_primary && request.is_first && request.op.is_modification() && volume.awaits_pieces()
     }
 
     fn leave(&mut self, is_clean: bool, now: Micros, volumes: &mut [Volume]) {

@@ -66,12 +66,12 @@ impl Daemon {
             Command::QueryReplication => self.report(&asker),
             Command::Attach { volume, uri, name, control, sync_full } => {
                 let replica = name.map_or_else(|| self.new_replica_name(), str::to_owned);
-                self.on_primary(asker, volume, |daemon, volume, waiter| {
+                self.on_primary(&asker, volume, |daemon, volume, waiter| {
                     daemon.attach(volume, uri, &replica, control, sync_full, waiter)
                 });
             }
             Command::Detach { volume, name } => {
-                self.on_primary(asker, volume, |daemon, volume, waiter| daemon.detach(volume, name, waiter));
+                self.on_primary(&asker, volume, |daemon, volume, waiter| daemon.detach(volume, name, waiter));
             }
             Command::Quit => {
                 self.answer(&asker, &Answer::Done);
@@ -211,7 +211,7 @@ impl Daemon {
 
     fn on_primary(
         &mut self,
-        asker: Asker,
+        asker: &Asker,
         name: Option<&str>,
         act: impl FnOnce(&mut Self, usize, Waiter) -> Result<(), String>,
     ) {
@@ -227,11 +227,11 @@ impl Daemon {
                 }
                 None => "there is not exactly one primary here; name the volume".to_owned(),
             };
-            return self.fail(&asker, &text);
+            return self.fail(asker, &text);
         };
         let waiter = Asker { manager: asker.manager, id: asker.id.clone() }.waiter(jobs::Answer::Nothing);
         if let Err(text) = act(self, volume, waiter) {
-            self.fail(&asker, &text);
+            self.fail(asker, &text);
         }
     }
 

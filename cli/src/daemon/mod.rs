@@ -48,9 +48,17 @@ use pair::Pair;
 use token::{Kind, token};
 use volume::Volume;
 
-/// Buffers of the pool beside the machines' own.
+/// Buffers of the pool for guests, beside the machines' own.
 const SMALL_BUFFERS: u16 = 512;
 const LARGE_BUFFERS: u16 = 48;
+/// Buffers for what a primary can have sent to one secondary: as many as the primary itself has, so that held writes do
+/// not keep the rest from being received.
+const REPLICATION_SMALL: u16 = build::REPLICATION_REQUESTS;
+const REPLICATION_LARGE: u16 = LARGE_BUFFERS;
+/// Rounds of one turn, and completions of a machine in one round: then answers are sent and sockets looked at, however
+/// much is left. Fast disks can keep a commit going without a pause.
+const ROUNDS_MAX: usize = 8;
+const COMPLETIONS_MAX: u32 = 64;
 /// How long the end may take: requests that are held or wait for a dead device do not keep a daemon alive.
 const END_MAX: Micros = Micros::from_ms(10_000);
 /// Requests of the daemon itself carry this in the upper half of their identifiers; no client's place has it.
@@ -121,10 +129,11 @@ impl Daemon {
         let workers = Workers::start(HELPERS, &poller.waker())
             .map_err(|error| failed("cannot start threads", &error))?;
         let secondaries =
-            spec.volumes.iter().filter(|volume| matches!(volume, VolumeSpec::Secondary(_))).count();
+            spec.volumes.iter().filter(|volume| matches!(volume, VolumeSpec::Secondary(_))).count() as u16;
+        let kept_free = (secondaries * REPLICATION_SMALL, secondaries * REPLICATION_LARGE);
         let sizes = PoolSizes {
-            small_count: SMALL_BUFFERS,
-            large_count: LARGE_BUFFERS + secondaries as u16 * build::SCRATCH,
+            small_count: SMALL_BUFFERS + kept_free.0,
+            large_count: LARGE_BUFFERS + kept_free.1 + secondaries * build::SCRATCH,
             ..PoolSizes::default()
         };
         let mut pool = HostPool::new(sizes).map_err(|error| failed("cannot take memory", &error))?;
@@ -141,7 +150,7 @@ impl Daemon {
         }
         let (served, nbd_places) = (workshop.served, workshop.nbd_places);
         let window_bytes = pool.large_bytes();
-        let mut clients = Clients::new(spec.connections_max, window_bytes);
+        let mut clients = Clients::new(spec.connections_max, window_bytes, kept_free);
         for (address, exports) in served {
             let listener = listen(&address, false, spec.peer_timeout.0)?;
             clients.listen(listener, Exported(exports), &mut poller).map_err(Failure::Refused)?;
@@ -209,11 +218,12 @@ impl Daemon {
 
     fn serve(&mut self) -> Result<(), Failure> {
         loop {
-            self.turn();
+            let has_more = self.turn();
             if self.has_ended() {
                 return Ok(());
             }
             let timeout = self.next_deadline().map(|due| Duration::from_micros(due.since(self.now).0));
+            let timeout = if has_more { Some(Duration::ZERO) } else { timeout };
             if let Err(error) = self.poller.wait(timeout) {
                 return Err(Failure::Refused(format!("waiting for sockets: {error}")));
             }
@@ -251,12 +261,13 @@ impl Daemon {
         }
     }
 
-    /// Lets everything do what it can, then sends.
-    fn turn(&mut self) {
+    /// Lets everything do what it can, up to a bound, then sends. Whether there may be more to do.
+    fn turn(&mut self) -> bool {
         self.links.tick(self.now, &mut self.poller);
         self.tick_pair();
-        loop {
-            let mut has_worked = self.service_nbd_disks();
+        let mut has_worked = true;
+        for _ in 0..ROUNDS_MAX {
+            has_worked = self.service_nbd_disks();
             has_worked |= self.clients.serve(self.now, &mut self.volumes, &mut self.pool);
             for volume in 0..self.volumes.len() {
                 has_worked |= self.pump(volume);
@@ -270,16 +281,18 @@ impl Daemon {
         self.clients.finish(self.now, &mut self.pool, &mut self.poller);
         self.managers.flush(&mut self.poller);
         self.links.flush(self.now, &mut self.poller);
+        has_worked
     }
 
-    /// Runs a machine. Whether it had anything to do.
+    /// Runs a machine, up to a bound. Whether it had anything to do.
     fn pump(&mut self, volume: usize) -> bool {
         let mut has_worked = false;
-        while let Some(emitted) = self.volumes[volume].poll(self.now, &mut self.pool) {
+        let mut budget = COMPLETIONS_MAX;
+        while let Some(emitted) = self.volumes[volume].poll(self.now, &mut self.pool, &mut budget) {
             has_worked = true;
             match emitted {
                 Emitted::Reply(reply) if reply.id.0 >= OWN_REQUESTS => {
-                    self.flushed(volume, reply.result.is_ok())
+                    self.flushed(volume, reply.result.is_ok());
                 }
                 Emitted::Reply(reply) => self.clients.reply(reply, &mut self.pool),
                 Emitted::Notice(Notice::Close(connection)) => {
@@ -293,7 +306,7 @@ impl Daemon {
                 Emitted::Notice(Notice::Event(event)) => self.tell(volume, event),
             }
         }
-        has_worked
+        has_worked || budget == 0
     }
 
     /// Passes an event on to managers, the log, and the checkpoint of the pair.

@@ -192,10 +192,10 @@ impl Daemon {
             match event {
                 DiskEvent::Connected(_) => info!(volume = this.name, "the disk's server is back"),
                 DiskEvent::Disconnected => {
-                    warn!(volume = this.name, "the disk's server is gone; waiting for it")
+                    warn!(volume = this.name, "the disk's server is gone; waiting for it");
                 }
                 DiskEvent::Refused(why) => {
-                    warn!(volume = this.name, "the disk's server cannot be used: {why}")
+                    warn!(volume = this.name, "the disk's server cannot be used: {why}");
                 }
             }
             return;
@@ -246,6 +246,14 @@ impl Daemon {
         let is_idle = !self.pair.coordinator.is_busy() && self.pair.wanted.is_empty();
         if is_idle && self.pair.has_current() && self.life == super::Life::Serving {
             self.take_automatic_checkpoint(false);
+        }
+    }
+
+    /// The barrier that is up must not wait for what a full buffer holds.
+    fn hurry(&mut self, member: MemberIndex) {
+        let Some(place) = self.pair.place(member) else { return };
+        if self.pair.coordinator.is_busy() {
+            self.order_primary(place.volume, Waiting::Nobody, Command::Hurry);
         }
     }
 
@@ -394,10 +402,13 @@ impl Daemon {
             }
             LinkEvent::BufferFull { export, level } => {
                 debug!(export, ?level, "the buffer of a secondary fills up");
-                let is_known = self.links.member_of(&export).is_some();
+                let member = self.links.member_of(&export);
                 let is_urgent = level == BufferLevel::Full;
+                if is_urgent && let Some(member) = member {
+                    self.hurry(member);
+                }
                 let is_wanted = !self.pair.wanted.iter().any(|wanted| wanted.is_urgent);
-                if self.pair.every.is_some() && is_known && is_wanted {
+                if self.pair.every.is_some() && member.is_some() && is_wanted {
                     self.take_automatic_checkpoint(is_urgent);
                 }
             }

@@ -58,10 +58,10 @@ pub(super) struct Volume {
 }
 
 impl Volume {
-    pub(super) fn poll(&mut self, now: Micros, pool: &mut HostPool) -> Option<Emitted> {
+    pub(super) fn poll(&mut self, now: Micros, pool: &mut HostPool, budget: &mut u32) -> Option<Emitted> {
         match &mut self.machine {
-            Machine::Primary(driver) => driver.poll(now, pool),
-            Machine::Secondary(driver) => driver.poll(now, pool),
+            Machine::Primary(driver) => driver.poll_within(now, pool, budget),
+            Machine::Secondary(driver) => driver.poll_within(now, pool, budget),
         }
     }
 
@@ -167,6 +167,14 @@ impl Volume {
         match &self.machine {
             Machine::Primary(driver) => driver.machine().epoch(),
             Machine::Secondary(driver) => driver.machine().epoch(),
+        }
+    }
+
+    /// Whether a checkpoint waits for the rest of requests that have begun.
+    pub(super) fn awaits_pieces(&self) -> bool {
+        match &self.machine {
+            Machine::Primary(driver) => driver.machine().awaits_pieces(),
+            Machine::Secondary(driver) => driver.machine().awaits_pieces(),
         }
     }
 

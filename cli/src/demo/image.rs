@@ -69,13 +69,15 @@ impl Image {
     }
 
     /// Makes a disk with this content; what is zero is left a hole.
-    pub(crate) fn write_to(&self, path: &Path) -> anyhow::Result<()> {
+    /// `check` is asked again and again whether to go on.
+    pub(crate) fn write_to(&self, path: &Path, check: impl Fn() -> anyhow::Result<()>) -> anyhow::Result<()> {
         let context = || format!("cannot write {}", path.display());
         let file = File::create_new(path).with_context(context)?;
         file.set_len(self.size_bytes()).with_context(context)?;
         let mut chunk = vec![0; CHUNK_BYTES];
         let mut offset = 0;
         while offset < self.size_bytes() {
+            check()?;
             let length = (self.size_bytes() - offset).min(CHUNK_BYTES as u64);
             let bytes = &mut chunk[..length as usize];
             self.read(offset, bytes).context("cannot read the image")?;
@@ -114,8 +116,8 @@ mod tests {
         let stamp = Stamp::new(1);
         let image = Image::Striped { stamp, size_bytes: (3 << 20) + 100 };
         let path = directory.path().join("a");
-        image.write_to(&path).unwrap();
-        assert!(image.write_to(&path).is_err(), "nothing is overwritten");
+        image.write_to(&path, || Ok(())).unwrap();
+        assert!(image.write_to(&path, || Ok(())).is_err(), "nothing is overwritten");
         let copy = Image::open(&path).unwrap();
         assert_eq!(copy.size_bytes(), image.size_bytes());
         let read = |image: &Image, offset: u64| {

@@ -20,6 +20,7 @@ mod workload;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
@@ -45,12 +46,15 @@ use crate::units;
 pub(crate) fn run(args: &DemoArgs) -> Result<(), Failure> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
     let seed = args.seed.unwrap_or(now % 1_000_000);
+    let interrupted = Interrupted::default();
     let (directory, result) = match prepare(args) {
         Ok((places, temporary)) => {
-            let result = play(args, seed, now, &places);
+            let result = play(args, seed, now, &places, &interrupted);
             let is_right = result.as_ref().is_ok_and(Report::is_ok);
-            // What has gone wrong can be looked at afterwards.
-            (keep(temporary, is_right, args.keep.clone()), result)
+            // What has gone wrong can be looked at afterwards, if there is anything to see.
+            let is_dull =
+                is_right || interrupted.load(Ordering::Relaxed) || !places.file("secondary.log").exists();
+            (keep(temporary, is_dull, args.keep.clone()), result)
         }
         Err(error) => (None, Err(error)),
     };
@@ -95,17 +99,22 @@ fn prepare(args: &DemoArgs) -> anyhow::Result<(Places, Temporary)> {
     Ok((Places::new(&directory, sockets.path()), Temporary { work, _sockets: sockets }))
 }
 
-fn keep(temporary: Temporary, is_right: bool, kept: Option<PathBuf>) -> Option<PathBuf> {
+fn keep(temporary: Temporary, is_dull: bool, kept: Option<PathBuf>) -> Option<PathBuf> {
     match temporary.work {
-        Some(work) if !is_right => Some(work.keep()),
+        Some(work) if !is_dull => Some(work.keep()),
         _ => kept,
     }
 }
 
-fn play(args: &DemoArgs, seed: u64, now: u64, places: &Places) -> anyhow::Result<Report> {
-    let interrupted = Interrupted::default();
+fn play(
+    args: &DemoArgs,
+    seed: u64,
+    now: u64,
+    places: &Places,
+    interrupted: &Interrupted,
+) -> anyhow::Result<Report> {
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
+        signal_hook::flag::register(signal, Arc::clone(interrupted))?;
     }
     // Blocks of another run with the same seed, left on an image, are not taken for this run's.
     let stamp = Stamp::new(Random::new(now ^ u64::from(std::process::id())).next());
@@ -119,7 +128,7 @@ fn play(args: &DemoArgs, seed: u64, now: u64, places: &Places) -> anyhow::Result
         "a disk of {} is too small: take 1M or more",
         units::bytes(size_bytes)
     );
-    let teller = Teller { is_json: args.json };
+    let teller = Teller::new(args.json);
     let source =
         args.disk.as_ref().map(|path| format!(" copied from {}", path.display())).unwrap_or_default();
     teller.line(
@@ -131,6 +140,7 @@ fn play(args: &DemoArgs, seed: u64, now: u64, places: &Places) -> anyhow::Result
             args.checkpoint_every
         ),
     );
-    let scene = Arc::new(Scene { clock: Clock::start(), stamp, layout: Layout::new(size_bytes), image });
-    Story { args, seed, scene, places, interrupted: &interrupted, teller: &teller }.play()
+    let layout = Layout::new(size_bytes);
+    let scene = Scene { clock: Clock::start(), stamp, layout, image, interrupted: Arc::clone(interrupted) };
+    Story { args, seed, scene: Arc::new(scene), places, teller: &teller }.play()
 }

@@ -4,7 +4,10 @@ use std::fmt;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use anstream::adapter::strip_str;
 use anstyle::{AnsiColor, Style};
+use indicatif::{ProgressBar, ProgressStyle};
+use rustix::termios::tcgetwinsize;
 use serde_json::{Value, json};
 
 use super::verify::{Evidence, Verdict};
@@ -15,6 +18,9 @@ use crate::units;
 
 /// Most findings that are shown one by one.
 const FINDINGS_MAX: usize = 10;
+/// Columns that are used at least, and at most.
+const WIDTH_MIN: u16 = 40;
+const WIDTH_MAX: u16 = 110;
 /// Width of the column of labels.
 const LABEL: usize = 12;
 
@@ -143,18 +149,49 @@ impl Report {
 #[derive(Debug)]
 pub(crate) struct Teller {
     /// Standard output is for machines.
-    pub(crate) is_json: bool,
+    is_json: bool,
+    /// Columns.
+    width: u16,
 }
 
 impl Teller {
-    /// One line of the story.
+    /// Looks how wide the terminal is.
+    pub(crate) fn new(is_json: bool) -> Self {
+        let size = if is_json { tcgetwinsize(std::io::stderr()) } else { tcgetwinsize(std::io::stdout()) };
+        let width = size.map_or(WIDTH_MAX, |size| size.ws_col).clamp(WIDTH_MIN, WIDTH_MAX);
+        Self { is_json, width }
+    }
+
+    /// One line of the story, or several if it is longer than the terminal is wide.
     pub(crate) fn line(&self, label: &str, text: fmt::Arguments<'_>) {
         let bold = Style::new().bold();
-        if self.is_json {
-            anstream::eprintln!("{bold}{label:LABEL$}{bold:#} {text}");
-        } else {
-            anstream::println!("{bold}{label:LABEL$}{bold:#} {text}");
+        let room = usize::from(self.width).saturating_sub(LABEL + 1);
+        for (number, part) in wrapped(&text.to_string(), room).iter().enumerate() {
+            let label = if number == 0 { label } else { "" };
+            if self.is_json {
+                anstream::eprintln!("{bold}{label:LABEL$}{bold:#} {part}");
+            } else {
+                anstream::println!("{bold}{label:LABEL$}{bold:#} {part}");
+            }
         }
+    }
+
+    /// Shows how far something has come, on standard error and only if that is a terminal.
+    pub(crate) fn bar(&self, length: u64) -> ProgressBar {
+        let indent = " ".repeat(LABEL + 1);
+        let style = ProgressStyle::with_template(&format!("{indent}{{bar:24.green/dim}} {{msg}}"));
+        let style = style.unwrap_or(ProgressStyle::default_bar()).progress_chars("━━─");
+        ProgressBar::new(length).with_style(style)
+    }
+
+    /// Shows that something goes on, on standard error and only if that is a terminal.
+    pub(crate) fn spinner(&self, what: &'static str) -> ProgressBar {
+        let indent = " ".repeat(LABEL + 1);
+        let style = ProgressStyle::with_template(&format!("{indent}{{spinner}} {{msg}}"));
+        let style = style.unwrap_or(ProgressStyle::default_spinner());
+        let spinner = ProgressBar::new_spinner().with_style(style).with_message(what);
+        spinner.enable_steady_tick(Duration::from_millis(100));
+        spinner
     }
 
     /// After the workload.
@@ -177,34 +214,30 @@ impl Teller {
     }
 
     /// After the failover.
-    pub(crate) fn told_failover(&self, report: &Report) {
+    pub(crate) fn told_failover(&self, report: &Report, commit_bytes: u64) {
         let micros = |span: Duration| units::micros(span.as_micros() as u64);
         self.line(
             "failover",
             format_args!(
-                "accepted after {}, first guest write done after {}",
-                micros(report.failover_answered),
-                micros(report.failover_first_write)
-            ),
-        );
-        self.line(
-            "",
-            format_args!(
-                "{} committed while the guest went on, done within {}",
-                units::bytes(report.commit_bytes),
+                "first guest write done {} after the command; the buffer's {} committed in {} while the guest went on",
+                micros(report.failover_first_write),
+                units::bytes(commit_bytes),
                 micros(report.failover_done)
             ),
         );
+    }
+
+    /// After the guest has come to rest.
+    pub(crate) fn told_guest(&self, report: &Report) {
         let refused = match report.guest_refused {
             0 => String::new(),
-            count => format!(" ({} more found the buffer full)", units::count(count)),
+            count => format!(", {} more found the buffer full", units::count(count)),
         };
         self.line(
             "guest",
             format_args!(
-                "{} writes to the secondary's guest view{refused}, at most {} in the disk buffer",
+                "{} writes to the secondary's guest view{refused}",
                 units::count(report.guest_writes),
-                units::bytes(report.buffer_bytes_max)
             ),
         );
     }
@@ -212,8 +245,8 @@ impl Teller {
     /// The end.
     pub(crate) fn told_verdict(&self, report: &Report, evidence: &Evidence) {
         self.line("checked", format_args!(
-            "{} against {} writes: both disks after the kill, the guest view during and after the commit, the \
-             secondary disk at the end, and every read",
+            "{} against the history of {} writes: both disks after the kill, the guest view during and after the \
+             commit, the secondary disk at the end, and every read",
             units::bytes(report.verdict.checked_bytes),
             units::count((evidence.primary.count() + evidence.guest.count()) as u64)
         ));
@@ -234,5 +267,39 @@ impl Teller {
         if findings.len() > FINDINGS_MAX {
             self.line("", format_args!("and {} more", findings.len() - FINDINGS_MAX));
         }
+    }
+}
+
+/// Lines of at most `room` visible characters, broken between words.
+fn wrapped(text: &str, room: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    let mut used = 0;
+    for word in text.split(' ') {
+        let length = strip_str(word).to_string().chars().count();
+        match lines.last_mut() {
+            Some(line) if used + 1 + length <= room || line.is_empty() => {
+                used += length + usize::from(!line.is_empty());
+                line.push_str(if line.is_empty() { "" } else { " " });
+                line.push_str(word);
+            }
+            _ => {
+                used = length;
+                lines.push(word.to_owned());
+            }
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::wrapped;
+
+    #[test]
+    fn long_lines_break_between_words_and_colours_take_no_room() {
+        assert_eq!(wrapped("one two three", 7), ["one two", "three"]);
+        assert_eq!(wrapped("\u{1b}[1mone\u{1b}[0m two three", 7), ["\u{1b}[1mone\u{1b}[0m two", "three"]);
+        assert_eq!(wrapped("unbreakable", 3), ["unbreakable"]);
+        assert_eq!(wrapped("", 3), [""]);
     }
 }

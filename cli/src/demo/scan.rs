@@ -9,6 +9,7 @@ use anyhow::{Context, ensure};
 use super::block::BLOCK_BYTES;
 use super::history::{Finding, Seen};
 use super::nbd::{Answer, Command, Export, Head};
+use super::pair::check;
 use super::workload::{ReadNote, Scene};
 
 /// Bytes of one read.
@@ -94,6 +95,7 @@ impl Scan {
         data: &[u8],
         initial: &mut Vec<u8>,
     ) -> anyhow::Result<()> {
+        check(&scene.interrupted)?;
         self.bytes += data.len() as u64;
         let blocks = data.len() / BLOCK_BYTES;
         let seen = scene.recognise_all(note.first, data, initial).context("reading the first content")?;

@@ -7,14 +7,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::block::Version;
 use super::clock::Moment;
 use super::history::{End, Log, Side, Write};
 use super::nbd::{Command, Export, Head};
-use super::pair::{self, Daemon, EXPORT, Interrupted, Places};
+use super::pair::{self, Daemon, EXPORT, Places};
 use super::random::Random;
 use super::report::{Report, Teller};
 use super::scan::Scan;
@@ -30,6 +29,9 @@ const PRIMARY_CONNECTIONS: u16 = 4;
 const GUEST_CONNECTIONS: u16 = 2;
 /// Requests in flight on each.
 const DEPTH: usize = 16;
+/// Least time between two requests of a connection of the secondary's guest: it works, and the primary's guest is the
+/// one at full speed.
+const GUEST_PACE: Duration = Duration::from_millis(1);
 /// Most requests that are noted, so that memory is bounded; a longer run spreads them.
 const REQUESTS_MAX: u32 = 2_000_000;
 /// How long the other side has to answer.
@@ -47,8 +49,6 @@ pub(crate) struct Story<'a> {
     pub(crate) scene: Arc<Scene>,
     /// Where everything is.
     pub(crate) places: &'a Places,
-    /// Set when the user interrupts.
-    pub(crate) interrupted: &'a Interrupted,
     /// Tells people.
     pub(crate) teller: &'a Teller,
 }
@@ -67,15 +67,15 @@ impl Story<'_> {
         let mut report = Report::new(self.seed, self.scene.layout.size_bytes());
         let mut evidence = Evidence::default();
         for name in ["primary.img", "secondary.img"] {
-            pair::check(self.interrupted)?;
-            self.scene.image.write_to(&self.places.file(name))?;
+            self.check()?;
+            self.scene.image.write_to(&self.places.file(name), || self.check())?;
         }
         let mut secondary = Daemon::secondary(self.places, self.args)?;
-        let mut secondary_qmp = secondary.connect(self.interrupted)?;
+        let mut secondary_qmp = secondary.connect(&self.scene.interrupted)?;
         let mut primary = Daemon::primary(self.places, self.args)?;
-        let mut primary_qmp = primary.connect(self.interrupted)?;
-        pair::wait_for_replica(&mut primary_qmp, self.interrupted)?;
-        let watcher = Watcher::start(secondary.connect(self.interrupted)?, self.scene.clock);
+        let mut primary_qmp = primary.connect(&self.scene.interrupted)?;
+        pair::wait_for_replica(&mut primary_qmp, &self.scene.interrupted)?;
+        let watcher = Watcher::start(secondary.connect(&self.scene.interrupted)?, self.scene.clock);
 
         let mut cast = self.enter()?;
         self.run(&mut report, &cast, &watcher, [&mut primary, &mut secondary])?;
@@ -99,6 +99,10 @@ impl Story<'_> {
         Ok(report)
     }
 
+    fn check(&self) -> anyhow::Result<()> {
+        pair::check(&self.scene.interrupted)
+    }
+
     fn export(&self, socket: &str) -> anyhow::Result<Export> {
         let export = Export::connect(&self.places.socket(socket), EXPORT, TIMEOUT)?;
         let expected = self.scene.layout.size_bytes();
@@ -114,6 +118,7 @@ impl Story<'_> {
         let pace = if pace < Duration::from_micros(20) { Duration::ZERO } else { pace };
         let mut start = |numbers: std::ops::Range<u16>, side, socket: &str, counters: &Arc<Counters>| {
             let worker = |connection| {
+                let pace = if side == Side::Guest { pace.max(GUEST_PACE) } else { pace };
                 let plan = Plan { connection, side, seed: seeds.next(), depth: DEPTH, pace };
                 Ok(Worker::start(self.export(socket)?, plan, &self.scene, counters)?)
             };
@@ -123,10 +128,13 @@ impl Story<'_> {
         let primary = start(0..PRIMARY_CONNECTIONS, Side::Primary, "primary", &primary_counters)?;
         let numbers = PRIMARY_CONNECTIONS..PRIMARY_CONNECTIONS + GUEST_CONNECTIONS;
         let guest = start(numbers, Side::Guest, "guest", &guest_counters)?;
-        self.teller.line("workload", format_args!(
-            "{PRIMARY_CONNECTIONS} connections to the primary, {GUEST_CONNECTIONS} to the secondary's guest view, \
-             {DEPTH} requests in flight on each"
-        ));
+        self.teller.line(
+            "workload",
+            format_args!(
+                "{PRIMARY_CONNECTIONS} connections to the primary at full speed, {GUEST_CONNECTIONS} to the \
+                 secondary's guest view, up to {DEPTH} requests in flight on each, many of them overlapping"
+            ),
+        );
         Ok(Cast { primary, guest, primary_counters, guest_counters })
     }
 
@@ -139,10 +147,7 @@ impl Story<'_> {
     ) -> anyhow::Result<()> {
         let began = Instant::now();
         let span = Duration::from_secs(self.args.seconds.into());
-        let bar = ProgressBar::new(span.as_millis() as u64).with_style(
-            ProgressStyle::with_template("{bar:40.green} {elapsed} {msg}")
-                .unwrap_or(ProgressStyle::default_bar()),
-        );
+        let bar = self.teller.bar(span.as_millis() as u64);
         let [primary_daemon, secondary_daemon] = daemons;
         while began.elapsed() < span {
             thread::sleep(LOOK);
@@ -152,10 +157,15 @@ impl Story<'_> {
             let bytes = cast.primary_counters.written_bytes.load(Ordering::Relaxed);
             let rate = bytes as f64 / began.elapsed().as_secs_f64() / f64::from(1 << 20);
             bar.set_position(began.elapsed().as_millis() as u64);
-            bar.set_message(format!("{rate:.0} MiB/s, checkpoint {}", watcher.seen().epochs.passed()));
+            bar.set_message(format!(
+                "{:.0} of {} s, {rate:.0} MiB/s, {} checkpoints",
+                began.elapsed().as_secs_f64(),
+                self.args.seconds,
+                watcher.epochs_passed()
+            ));
         }
         bar.finish_and_clear();
-        report.checkpoints = watcher.seen().epochs.passed();
+        report.checkpoints = watcher.epochs_passed();
         report.elapsed = began.elapsed();
         report.take_counters(&cast.primary_counters);
         ensure!(report.checkpoints != 0, "no checkpoint succeeded in {} seconds", self.args.seconds);
@@ -163,7 +173,7 @@ impl Story<'_> {
     }
 
     fn check_well(&self, cast: &Cast, watcher: &Watcher) -> anyhow::Result<()> {
-        pair::check(self.interrupted)?;
+        self.check()?;
         let trouble = cast.primary.iter().chain(&cast.guest).find_map(Worker::trouble);
         if let Some(trouble) = trouble.or(watcher.stage().1) {
             bail!("{trouble}");
@@ -204,20 +214,24 @@ impl Story<'_> {
         }
         evidence.killed = self.scene.clock.now();
         let open = evidence.primary.iter_ends().filter(|end| *end == End::Open).count();
-        self.teller
-            .line("kill", format_args!("the primary is dead; {open} of its guest's writes have no answer"));
+        self.teller.line(
+            "kill",
+            format_args!("SIGKILL to the primary in mid-write: {open} of its guest's writes have no answer"),
+        );
         Ok(())
     }
 
     /// Every acknowledged write is on both disks: what a stop without failover would go on from.
     fn compare_twins(&self, evidence: &mut Evidence, is_behind: bool) -> anyhow::Result<()> {
-        pair::check(self.interrupted)?;
+        self.check()?;
+        let spinner = self.teller.spinner("reading both disks");
         evidence.primary_disk = Scan::file(&self.scene, &self.places.file("primary.img"))?;
         if is_behind {
             self.teller.line("twins", format_args!("the replica is behind, so the disks are not compared"));
         } else {
             evidence.secondary_disk = Some(Scan::export(&self.scene, self.export("secondary")?)?);
         }
+        spinner.finish_and_clear();
         Ok(())
     }
 
@@ -248,6 +262,7 @@ impl Story<'_> {
         let end = End::Done(self.scene.clock.now());
         evidence.guest.add(connection, vec![Write { first: 0, count: 1, is_zeroes: false, submitted, end }]);
         export.disconnect();
+        let spinner = self.teller.spinner("reading the guest view");
         evidence
             .views
             .push(("the guest view during the commit", Scan::export(&self.scene, self.export("guest")?)?));
@@ -259,7 +274,9 @@ impl Story<'_> {
                 stage => bail!("the failover does not come to its end: stage {stage}"),
             }
         }
-        report.failover_done = began.elapsed();
+        spinner.finish_and_clear();
+        report.failover_done = watcher.seen().since.map_or(began.elapsed(), |since| since - began);
+        self.teller.told_failover(report, watcher.seen().commit_bytes);
         Ok(())
     }
 
@@ -278,15 +295,16 @@ impl Story<'_> {
         }
         report.guest_writes = cast.guest_counters.writes.load(Ordering::Relaxed);
         report.guest_refused = cast.guest_counters.refused.load(Ordering::Relaxed);
+        let spinner = self.teller.spinner("reading the guest view again");
         let view = Scan::export(&self.scene, self.export("guest")?)?;
+        spinner.finish_and_clear();
         evidence.views.push(("the guest view after the commit", view));
         Ok(())
     }
 
     fn judge(&self, report: &mut Report, evidence: &Evidence) {
-        self.teller.told_failover(report);
-        let spinner = ProgressBar::new_spinner().with_message("checking");
-        spinner.enable_steady_tick(Duration::from_millis(100));
+        self.teller.told_guest(report);
+        let spinner = self.teller.spinner("comparing with the history of every block");
         report.verdict = verify(evidence, self.scene.layout);
         spinner.finish_and_clear();
         self.teller.told_verdict(report, evidence);

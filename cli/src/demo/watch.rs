@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::clock::Clock;
 use super::history::{Epochs, Poll};
@@ -19,6 +19,8 @@ pub(crate) struct Seen {
     pub(crate) epochs: Epochs,
     /// The last stage.
     pub(crate) stage: String,
+    /// When the last stage was first seen.
+    pub(crate) since: Option<Instant>,
     /// The secondary said that it misses something.
     pub(crate) is_behind: bool,
     /// The view was broken at some time.
@@ -68,6 +70,11 @@ impl Watcher {
         self.shared.lock().clone()
     }
 
+    /// How many epochs ended so far.
+    pub(crate) fn epochs_passed(&self) -> u64 {
+        self.shared.lock().epochs.passed()
+    }
+
     /// The stage and the trouble so far, if any.
     pub(crate) fn stage(&self) -> (String, Option<String>) {
         let seen = self.shared.lock();
@@ -111,7 +118,10 @@ impl Shared {
             seen.trouble = Some(format!("the secondary's epoch went back to {}", poll.epoch));
             return false;
         }
-        seen.stage.clone_from(&volume.stage);
+        if seen.stage != volume.stage {
+            seen.stage.clone_from(&volume.stage);
+            seen.since = Some(Instant::now());
+        }
         seen.is_behind |= volume.behind && volume.stage == "running";
         if let Some(buffer) = &volume.buffer {
             seen.has_broken |= buffer.view != "whole";

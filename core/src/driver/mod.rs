@@ -182,6 +182,21 @@ impl<K: Machine, D> Driver<K, D> {
     where
         D: Devices<M>,
     {
+        let mut unbounded = u32::MAX;
+        self.poll_within(now, memory, &mut unbounded)
+    }
+
+    /// As [`Driver::poll`], but also `None` once `budget` is 0: each completion takes one off it. For an embedder that has
+    /// clients to serve meanwhile: devices that are quick enough can keep a commit of the whole buffer going in one call.
+    pub fn poll_within<M: Memory + ?Sized>(
+        &mut self,
+        now: Micros,
+        memory: &mut M,
+        budget: &mut u32,
+    ) -> Option<Emitted>
+    where
+        D: Devices<M>,
+    {
         if self.machine.poll_timeout().is_some_and(|due| due <= now) {
             self.machine.handle_timeout(now);
         }
@@ -206,6 +221,7 @@ impl<K: Machine, D> Driver<K, D> {
             if is_submitting {
                 continue;
             }
+            *budget = budget.checked_sub(1)?;
             let (device, completion) = self.devices.poll(memory)?;
             if self.machine.handle_completion(now, device, completion).is_err() {
                 self.stale_completions += 1;

@@ -68,6 +68,8 @@ pub enum Command {
         /// very request may wait for.
         is_urgent: bool,
     },
+    /// Makes the barrier that is up an urgent one, if it is not reached.
+    Hurry,
     /// Ends the barrier.
     Release {
         /// A checkpoint was taken in it.

@@ -38,6 +38,7 @@ impl Primary<'_> {
                 self.raise_barrier(command, is_urgent);
                 return Ok(());
             }
+            Command::Hurry => self.hurry_barrier(),
             Command::Release { is_checkpoint } => {
                 self.lower_barrier(Refused::TimedOut);
                 self.epoch = self.epoch.wrapping_add(u64::from(is_checkpoint));
@@ -77,8 +78,18 @@ impl Primary<'_> {
     }
 
     fn raise_barrier(&mut self, command: CommandId, is_urgent: bool) {
-        self.barrier = Some(Barrier { command, is_urgent, is_reached: false });
+        self.barrier = Some(Barrier { command, is_urgent: false, is_reached: false });
         if is_urgent {
+            self.hurry_barrier();
+        }
+    }
+
+    /// What has not begun comes after the barrier, if it is not reached.
+    fn hurry_barrier(&mut self) {
+        if let Some(barrier) = &mut self.barrier
+            && !barrier.is_reached
+        {
+            barrier.is_urgent = true;
             let mut next = self.table.following(None);
             while let Some(index) = next {
                 next = self.table.following(Some(index));
@@ -124,8 +135,10 @@ impl Primary<'_> {
             && self.connections.is_awaited(connection, request)
     }
 
-    /// Whether a barrier waits for pieces that are still to come.
-    pub(super) fn awaits_pieces(&self) -> bool {
+    /// Whether a barrier waits for pieces that are still to come. An embedder whose buffers are few offers no
+    /// modification that begins now: waiting for the barrier, it would keep a buffer that such a piece may need.
+    #[must_use]
+    pub fn awaits_pieces(&self) -> bool {
         self.barrier.is_some_and(|barrier| !barrier.is_urgent && !barrier.is_reached)
             && self.connections.has_unfinished()
     }

@@ -384,6 +384,32 @@ fn a_barrier_waits_for_the_rest_of_a_long_request_unless_it_is_urgent() {
 }
 
 #[test]
+fn a_barrier_that_is_hurried_no_longer_waits_and_one_that_is_reached_stays_so() {
+    let mut bench = Bench::running();
+    let op = Op::Write { data: data(16384), fua: false };
+    let extent = Extent { offset: 0, length: 16384 };
+    let first = Request { id: RequestId(1), op, extent, is_first: true, is_last: false };
+    bench.offer(Input::Opened(ConnectionId(77))).unwrap();
+    bench.offer(Input::Request(ConnectionId(77), first)).unwrap();
+    bench.write(0, 512);
+    bench.answers.clear();
+    bench.offer(Input::Command(CommandId(8), Command::Barrier { is_urgent: false })).unwrap();
+    assert_eq!((bench.answers.len(), bench.machine.awaits_pieces()), (0, true));
+    bench.command(Command::Hurry).unwrap();
+    assert_eq!(bench.answers, [(CommandId(7), Ok(())), (CommandId(8), Ok(()))]);
+    assert!(!bench.machine.awaits_pieces());
+    for device in [Device::Disk, FIRST, SECOND] {
+        bench.ok(device);
+    }
+    assert_eq!(bench.transfers.len(), 0, "what had not begun comes after the barrier");
+    bench.command(Command::Hurry).unwrap();
+    bench.command(Command::Release { is_checkpoint: true }).unwrap();
+    assert_eq!(bench.transfers.len(), 3);
+    bench.command(Command::Hurry).unwrap();
+    assert_eq!(bench.answers.len(), 5);
+}
+
+#[test]
 fn a_barrier_waits_for_a_write_that_waits_for_its_turn() {
     let mut bench = Bench::running();
     bench.write(0, 512);

@@ -187,11 +187,17 @@ impl Secondary<'_> {
         }
     }
 
+    /// Whether an operation waits for pieces of long requests that are still to come. An embedder whose buffers are few
+    /// offers no modification that begins now: waiting in turn, it would keep a buffer that such a piece may need.
+    #[must_use]
+    pub fn awaits_pieces(&self) -> bool {
+        self.pending.is_some() && self.connections.has_unfinished() && self.counts.held == 0
+    }
+
     /// Carries the pending operation out if nothing is active any more. Whether it did.
     pub(super) fn end_barrier(&mut self) -> bool {
         let Some(pending) = self.pending else { return false };
-        let waits_for_pieces = self.connections.has_unfinished() && self.counts.held == 0;
-        if self.counts.active != 0 || waits_for_pieces {
+        if self.counts.active != 0 || self.awaits_pieces() {
             return false;
         }
         let result = match pending.purpose {

@@ -129,3 +129,13 @@ fn a_lease_of_one_pool_does_nothing_to_another() {
     other.take_back(kept);
     assert!(other.bytes(data(buffer, 0, 4)).is_some());
 }
+
+#[test]
+fn kept_buffers_are_left_to_whoever_needs_not_keep_them() {
+    let mut pool = pool(2, 2);
+    pool.keep_free(1, 1);
+    assert!(pool.acquire(1).is_some() && pool.acquire(SMALL_BYTES + 1).is_some());
+    assert_eq!((pool.acquire(1), pool.acquire(SMALL_BYTES + 1)), (None, None));
+    pool.keep_free(0, 0);
+    assert!(pool.acquire(1).is_some() && pool.acquire(SMALL_BYTES + 1).is_some());
+}

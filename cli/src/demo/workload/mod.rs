@@ -21,6 +21,7 @@ use super::history::{End, Seen, Side, Write};
 use super::image::{Image, recognise};
 use super::layout::Layout;
 use super::nbd::{Answer, Command, Export, FUA, Head, NO_HOLE};
+use super::pair::Interrupted;
 
 /// ENOSPC of the protocol: a guest's write that found no room in the disk buffer.
 const NO_SPACE: u32 = 28;
@@ -38,6 +39,8 @@ pub(crate) struct Scene {
     pub(crate) layout: Layout,
     /// What was there before.
     pub(crate) image: Image,
+    /// Set when the user interrupts.
+    pub(crate) interrupted: Interrupted,
 }
 
 /// How one connection works.

@@ -11,7 +11,8 @@ fn scene() -> (Arc<Scene>, Server) {
     let image = Image::Striped { stamp, size_bytes: SIZE };
     let mut disk = vec![0; SIZE as usize];
     image.read(0, &mut disk).unwrap();
-    let scene = Scene { clock: Clock::start(), stamp, layout: Layout::new(SIZE), image };
+    let scene =
+        Scene { clock: Clock::start(), stamp, layout: Layout::new(SIZE), image, interrupted: Arc::default() };
     (Arc::new(scene), Server::start(disk))
 }
 
