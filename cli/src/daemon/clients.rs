@@ -285,7 +285,6 @@ impl Client {
     /// Offers a piece to its volume; keeps it if the machine is busy.
     fn offer(&mut self, request: Request, now: Micros, volumes: &mut [Volume], pool: &mut HostPool) -> bool {
         let result = match self.chosen {
-            Some((volume, _)) if self.must_stay_outside(&request, &volumes[volume]) => Err(Refused::Busy),
             Some((volume, connection)) => volumes[volume].request(now, connection, request),
             None => Err(Refused::Stale),
         };
@@ -300,11 +299,6 @@ impl Client {
                 true
             }
         }
-    }
-
-    /// While a checkpoint waits for the rest of some request, no other one takes a buffer that this rest may need.
-    fn must_stay_outside(&self, request: &Request, volume: &Volume) -> bool {
-        !self.is_primary && request.is_first && request.op.is_modification() && volume.awaits_pieces()
     }
 
     fn leave(&mut self, is_clean: bool, now: Micros, volumes: &mut [Volume]) {

@@ -170,14 +170,6 @@ impl Volume {
         }
     }
 
-    /// Whether a checkpoint waits for the rest of requests that have begun.
-    pub(super) fn awaits_pieces(&self) -> bool {
-        match &self.machine {
-            Machine::Primary(driver) => driver.machine().awaits_pieces(),
-            Machine::Secondary(driver) => driver.machine().awaits_pieces(),
-        }
-    }
-
     /// Requests of clients and transfers under way.
     pub(super) fn in_flight(&self) -> usize {
         match &self.machine {

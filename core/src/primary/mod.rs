@@ -281,10 +281,11 @@ impl<'m> Primary<'m> {
         request.check(self.disk.size_bytes, self.config.block_bytes, self.config.window_bytes)?;
         let is_modification = request.op.is_modification();
         let is_awaited = is_modification && self.is_awaited(connection, request);
-        // The last place is for pieces that a barrier waits for: what waits for the barrier may take all others.
-        let is_last_kept =
-            !is_awaited && self.awaits_pieces() && self.table.len() + 1 >= self.table.capacity();
-        if self.table.is_full() || is_last_kept {
+        // While a barrier waits for the rest of some request, nothing takes what this rest may need: no modification that
+        // begins takes a place or keeps its buffer, and the last place is left by others too.
+        let stays_outside = !is_awaited && self.awaits_pieces();
+        let is_last_kept = stays_outside && self.table.len() + 1 >= self.table.capacity();
+        if self.table.is_full() || is_last_kept || (stays_outside && is_modification) {
             return Err(Refused::Busy);
         }
         if is_modification {

@@ -138,7 +138,7 @@ impl Primary<'_> {
     /// Whether a barrier waits for pieces that are still to come. An embedder whose buffers are few offers no
     /// modification that begins now: waiting for the barrier, it would keep a buffer that such a piece may need.
     #[must_use]
-    pub fn awaits_pieces(&self) -> bool {
+    pub(super) fn awaits_pieces(&self) -> bool {
         self.barrier.is_some_and(|barrier| !barrier.is_urgent && !barrier.is_reached)
             && self.connections.has_unfinished()
     }

@@ -362,7 +362,11 @@ impl<'m> Secondary<'m> {
         let is_barrier_up = self.is_barrier_up();
         let is_modification = request.op.is_modification();
         let is_awaited = is_barrier_up && is_modification && self.connections.is_awaited(connection, request);
-        if !self.has_place(port, is_awaited) {
+        // A guest's modification that begins does not take the buffers that the rest of another one may need, for which
+        // a barrier waits. A primary's is taken all the same: a prepare counts it.
+        let begins = is_modification && request.is_first;
+        let stays_outside = port == Port::Guest && begins && is_barrier_up && self.awaits_pieces();
+        if stays_outside || !self.has_place(port, is_awaited) {
             return Err(Refused::Busy);
         }
         if is_modification {

@@ -190,7 +190,7 @@ impl Secondary<'_> {
     /// Whether an operation waits for pieces of long requests that are still to come. An embedder whose buffers are few
     /// offers no modification that begins now: waiting in turn, it would keep a buffer that such a piece may need.
     #[must_use]
-    pub fn awaits_pieces(&self) -> bool {
+    pub(super) fn awaits_pieces(&self) -> bool {
         self.pending.is_some() && self.connections.has_unfinished() && self.counts.held == 0
     }
 
