@@ -159,13 +159,32 @@ impl Connection {
     pub const fn has_work(&self) -> bool {
         match &self.state {
             State::Open { wire, .. } => {
-                wire.is_readable
+                (wire.is_readable && !self.session.is_leaving())
+                    || self.session.has_event()
                     || self.start < self.end
                     || self.kept.is_some()
                     || self.session.unanswered() != 0
             }
             State::Lost { is_told, .. } => !*is_told,
             State::Closing { .. } => self.kept.is_some(),
+            State::Free | State::Draining => false,
+        }
+    }
+
+    /// Whether something that the client has sent waits for a slot, a buffer or a place in the machine, or the end of
+    /// the connection was not told yet. Nothing on the socket tells when there is one: call [`Self::next`] again when
+    /// [`Self::finish`] tells that something has changed.
+    #[must_use]
+    pub const fn is_waiting(&self) -> bool {
+        match &self.state {
+            State::Open { .. } => {
+                self.start < self.end
+                    || self.kept.is_some()
+                    || self.session.is_waiting()
+                    || self.session.has_event()
+            }
+            State::Closing { .. } => self.kept.is_some(),
+            State::Lost { is_told, .. } => !*is_told,
             State::Free | State::Draining => false,
         }
     }
@@ -238,9 +257,10 @@ impl Connection {
         self.lose(pool);
     }
 
-    /// Sends what there is to send, and does what is due. Once in each turn of the loop.
-    pub fn finish(&mut self, now: Micros, pool: &mut HostPool, poller: &mut Poller) {
-        self.send(pool);
+    /// Sends what there is to send, and does what is due. At the end of each turn of the loop. Whether that may
+    /// have freed slots and buffers, of this connection or of others, or has ended the connection.
+    pub fn finish(&mut self, now: Micros, pool: &mut HostPool, poller: &mut Poller) -> bool {
+        let mut has_changed = self.send(pool);
         let is_late = match &mut self.state {
             State::Open { deadline, .. } => self.session.is_handshake() && *deadline <= now,
             State::Closing { deadline, .. } => {
@@ -250,6 +270,7 @@ impl Connection {
         };
         if is_late {
             self.lose(pool);
+            has_changed = true;
         }
         match &mut self.state {
             State::Lost { wire, is_told } => {
@@ -266,6 +287,7 @@ impl Connection {
         if matches!(self.state, State::Draining) && self.session.in_flight() == 0 {
             self.state = State::Free;
         }
+        has_changed
     }
 
     /// When [`Self::finish`] must be called at the latest.
@@ -291,7 +313,7 @@ impl Connection {
     /// Receives once; whether something came.
     fn receive(&mut self, pool: &mut HostPool) -> bool {
         let State::Open { wire, .. } = &mut self.state else { return false };
-        if !wire.is_readable {
+        if !wire.is_readable || self.session.is_leaving() {
             return false;
         }
         let direct = self.session.receive_into().filter(|data| data.length >= DIRECT_BYTES);
@@ -323,15 +345,24 @@ impl Connection {
         }
     }
 
-    fn send(&mut self, pool: &mut HostPool) {
-        let (State::Open { wire, .. } | State::Closing { wire, .. }) = &mut self.state else { return };
+    /// Sends what there is to send; whether anything was sent, or the connection was lost.
+    fn send(&mut self, pool: &mut HostPool) -> bool {
+        let (State::Open { wire, .. } | State::Closing { wire, .. }) = &mut self.state else { return false };
+        let mut has_sent = false;
         while wire.is_writable && self.session.has_output() {
             match send_segments(&wire.stream, self.session.segments(), pool) {
-                Ok(Some(count)) => self.session.sent(count, pool),
+                Ok(Some(count)) => {
+                    has_sent = true;
+                    self.session.sent(count, pool);
+                }
                 Ok(None) => wire.is_writable = false,
-                Err(_) => return self.lose(pool),
+                Err(_) => {
+                    self.lose(pool);
+                    return true;
+                }
             }
         }
+        has_sent
     }
 
     /// The connection cannot be used any more.
@@ -361,7 +392,7 @@ impl Connection {
             _ => return,
         };
         // What is known to be readable need not be asked for again; it is read when there is room.
-        let read = reads && !is_blocked && !wire.is_readable;
+        let read = reads && !is_blocked && !wire.is_readable && !self.session.is_leaving();
         let interest = Interest { read, write: has_output && !wire.is_writable };
         match wire.registration {
             Some(registration) => poller.set_interest(registration, interest),

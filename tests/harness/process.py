@@ -5,6 +5,15 @@ import signal
 import subprocess
 
 
+_running = set()
+
+
+def kill_all():
+    """Ends every process that a test has started, so that nothing that waits for one waits for ever."""
+    for process in list(_running):
+        process.kill()
+
+
 class Process:
     """Standard output and error go to `log`. Ends with the test at the latest."""
 
@@ -13,6 +22,7 @@ class Process:
         self.log = pathlib.Path(log)
         with open(self.log, "ab") as output:
             self._child = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        _running.add(self)
 
     @property
     def pid(self):
@@ -31,6 +41,7 @@ class Process:
         """SIGKILL, as a power cut has it."""
         if self.is_alive():
             self._child.kill()
+        _running.discard(self)
         return self._child.wait()
 
     def terminate(self, timeout_s=10.0):

@@ -260,14 +260,18 @@ impl Clients {
         }
     }
 
-    /// Sends what waits. Once in each turn of the loop.
-    pub(super) fn finish(&mut self, now: Micros, pool: &mut HostPool, poller: &mut Poller) {
+    /// Sends what waits. Whether a client may get further by it: what was sent has freed slots and buffers, and some
+    /// client waits for one, which the system does not tell.
+    pub(super) fn finish(&mut self, now: Micros, pool: &mut HostPool, poller: &mut Poller) -> bool {
+        let (mut has_changed, mut is_waiting) = (false, false);
         for client in &mut self.places {
-            client.connection.finish(now, pool, poller);
+            has_changed |= client.connection.finish(now, pool, poller);
+            is_waiting |= client.connection.is_waiting();
         }
         if self.is_crowded && !self.is_ending && self.free_place().is_some() {
             self.listen_again(poller);
         }
+        has_changed && is_waiting && !self.is_ending
     }
 
     pub(super) fn next_deadline(&self) -> Option<Micros> {

@@ -265,6 +265,7 @@ impl Daemon {
     fn turn(&mut self) -> bool {
         self.links.tick(self.now, &mut self.poller);
         self.tick_pair();
+        self.tick_attaching();
         let mut has_worked = true;
         for _ in 0..ROUNDS_MAX {
             has_worked = self.service_nbd_disks();
@@ -274,11 +275,19 @@ impl Daemon {
             }
             has_worked |= self.coordinate();
             has_worked |= self.live_on();
+            // What was submitted without anything else coming of it has not left yet.
+            has_worked |=
+                self.volumes.iter_mut().flat_map(Volume::nbd_disks).any(|(_, disk)| disk.has_unsent());
+            if !has_worked {
+                has_worked = self.clients.finish(self.now, &mut self.pool, &mut self.poller);
+            }
             if !has_worked {
                 break;
             }
         }
-        self.clients.finish(self.now, &mut self.pool, &mut self.poller);
+        if has_worked {
+            self.clients.finish(self.now, &mut self.pool, &mut self.poller);
+        }
         self.managers.flush(&mut self.poller);
         self.links.flush(self.now, &mut self.poller);
         has_worked
@@ -370,6 +379,7 @@ impl Daemon {
             self.clients.next_deadline(),
             self.links.next_deadline(),
             self.pair.next_deadline(),
+            self.volumes.iter().filter_map(Volume::attaching_until).min(),
             life,
         ];
         others.into_iter().flatten().min()

@@ -129,10 +129,13 @@ impl Daemon {
         let place =
             this.replicas.iter().position(|replica| replica.as_ref().is_some_and(|known| known.name == name));
         let is_new = place.is_none();
-        let free = || this.replicas.iter().position(Option::is_none);
+        // One whose last link is still being closed cannot be used yet.
+        let closed = this.closed_links();
+        let free =
+            || (0..this.replicas.len()).find(|index| this.replicas[*index].is_none() && closed[*index]);
         let detached = || {
             let attached: Vec<u8> = this.attached().map(|(index, _)| index).collect();
-            (0..this.replicas.len()).find(|index| !attached.contains(&(*index as u8)))
+            (0..this.replicas.len()).find(|index| !attached.contains(&(*index as u8)) && closed[*index])
         };
         let place = place.or_else(free).or_else(detached);
         let index =
@@ -154,9 +157,13 @@ impl Daemon {
             self.pair.states[usize::from(member.0)] = ReplicaState::Disconnected;
             self.links.add(control, member, &parsed.export)?;
         }
-        let this = &mut self.volumes[volume];
-        this.replicas[index] = Some(Replica { name: name.into(), member });
+        let is_awaited = matches!(waiter, Waiter::Manager { .. });
         let job = self.jobs.begin(waiter);
+        // Whoever attaches it is told whether it fits, if it can be reached.
+        let until = self.now.after(self.replica_timeout);
+        let attaching = is_awaited.then(|| (self.jobs.expect(Waiting::Job { job, volume }), until));
+        let this = &mut self.volumes[volume];
+        this.replicas[index] = Some(Replica { name: name.into(), member, attaching });
         let command = Command::Attach { replica: index as u8, is_empty, is_new };
         self.order_primary(volume, Waiting::Job { job, volume }, command);
         info!(volume = self.volumes[volume].name, replica = name, uri, "attached");
@@ -173,7 +180,9 @@ impl Daemon {
         if let Some(disk) = this.nbd_disk(index) {
             disk.close();
         }
-        let member = this.replicas[usize::from(index)].as_mut().and_then(|replica| replica.member.take());
+        self.attached_at_last(volume, index, Ok(()));
+        let replica = self.volumes[volume].replicas[usize::from(index)].as_mut();
+        let member = replica.and_then(|replica| replica.member.take());
         if let Some(member) = member {
             self.links.remove(member);
             self.pair.coordinator.remove_member(member);
@@ -211,20 +220,54 @@ impl Daemon {
                 DiskEvent::Disconnected => primary::Input::Disconnected(replica),
                 DiskEvent::Refused(why) => {
                     warn!(volume = volume_name, replica = name, "the replica cannot be used: {why}");
-                    return;
+                    return self.attached_at_last(volume, replica, Err(Refused::Unsuitable));
                 }
             },
         ) else {
             return;
         };
-        // Stale is what a detached one is.
-        if let Err(refused) = driver.offer(now, input)
-            && refused != Refused::Stale
-        {
-            let text = RefusalText { refused, volume: &volume_name };
-            warn!(volume = volume_name, replica = name, "the replica cannot be used: {text}");
-            if let Some(disk) = this.nbd_disk(replica) {
-                disk.close();
+        let has_come = matches!(event, DiskEvent::Connected(_));
+        match driver.offer(now, input) {
+            Ok(()) if has_come => self.attached_at_last(volume, replica, Ok(())),
+            // Stale is what a detached one is.
+            Ok(()) | Err(Refused::Stale) => {}
+            Err(refused) => {
+                let text = RefusalText { refused, volume: &volume_name };
+                warn!(volume = volume_name, replica = name, "the replica cannot be used: {text}");
+                if let Some(disk) = this.nbd_disk(replica) {
+                    disk.close();
+                }
+                self.attached_at_last(volume, replica, Err(refused));
+            }
+        }
+    }
+
+    /// Whoever attached a replica hears how its first connection went. One that was refused is not attached.
+    fn attached_at_last(&mut self, volume: usize, replica: u8, result: Result<(), Refused>) {
+        let place = usize::from(replica);
+        let Some(known) = self.volumes[volume].replicas.get_mut(place).and_then(Option::as_mut) else {
+            return;
+        };
+        let Some((command, _)) = known.attaching.take() else { return };
+        if result.is_err() {
+            let name = known.name.clone();
+            // It is attached, so that this cannot fail.
+            let _ = self.detach(volume, &name, Waiter::Log("detaching"));
+            self.volumes[volume].replicas[place] = None;
+        }
+        if let Waiting::Job { job, volume } = self.jobs.answered(command) {
+            self.answered(job, volume, result);
+        }
+    }
+
+    /// Those who wait for a replica that cannot be reached wait no longer: it is attached, and tried again and again.
+    pub(super) fn tick_attaching(&mut self) {
+        for volume in 0..self.volumes.len() {
+            for replica in 0..self.volumes[volume].replicas.len() {
+                let known = self.volumes[volume].replicas[replica].as_ref();
+                if known.and_then(|known| known.attaching).is_some_and(|(_, until)| until <= self.now) {
+                    self.attached_at_last(volume, replica as u8, Ok(()));
+                }
             }
         }
     }

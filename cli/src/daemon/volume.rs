@@ -43,6 +43,8 @@ pub(super) struct Replica {
     pub(super) name: String,
     /// Its place in the checkpoint of the pair, if its control address is known.
     pub(super) member: Option<MemberIndex>,
+    /// Who attached it waits for the first connection, or until then.
+    pub(super) attaching: Option<(CommandId, Micros)>,
 }
 
 /// One volume.
@@ -201,6 +203,22 @@ impl Volume {
             }
             Machine::Secondary(_) => None,
         }
+    }
+
+    /// Which places for replicas have a link that is closed.
+    pub(super) fn closed_links(&mut self) -> Vec<bool> {
+        match &mut self.machine {
+            Machine::Primary(driver) => {
+                driver.devices_mut().replicas.0.iter_mut().map(|link| link.disk_mut().is_closed()).collect()
+            }
+            Machine::Secondary(_) => Vec::new(),
+        }
+    }
+
+    /// When somebody has waited long enough for a replica that was attached.
+    pub(super) fn attaching_until(&self) -> Option<Micros> {
+        let waits = self.replicas.iter().flatten().filter_map(|replica| replica.attaching);
+        waits.map(|(_, until)| until).min()
     }
 
     /// What a checkpoint took, once it has ended well.

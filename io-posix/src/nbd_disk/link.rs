@@ -67,6 +67,13 @@ impl Link {
         }
     }
 
+    pub(super) const fn is_writable(&self) -> bool {
+        match self {
+            Self::Handshake { wire, .. } | Self::Up(wire) | Self::Leaving { wire, .. } => wire.is_writable,
+            Self::Closed | Self::Down { .. } | Self::Connecting { .. } => false,
+        }
+    }
+
     pub(super) const fn is_leaving(&self) -> bool {
         matches!(self, Self::Leaving { .. })
     }

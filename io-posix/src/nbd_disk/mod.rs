@@ -347,6 +347,12 @@ impl NbdDisk {
         self.link.ready(ready);
     }
 
+    /// Whether [`Self::service`] would send something now.
+    #[must_use]
+    pub const fn has_unsent(&self) -> bool {
+        self.link.is_writable() && self.session.has_output()
+    }
+
     /// What has happened to the connection, or `None`.
     pub fn poll_event(&mut self) -> Option<LinkEvent> {
         self.events.pop_front()

@@ -190,13 +190,31 @@ struct Chosen {
 enum State {
     Flags(Gather<4>),
     OptionHeader(Gather<{ wire::OPTION_BYTES }>),
-    OptionData { option: u32, length: usize, filled: usize },
-    OptionDrain { option: u32, left: u32 },
-    Answer { option: u32, answer: Answer },
+    OptionData {
+        option: u32,
+        length: usize,
+        filled: usize,
+    },
+    OptionDrain {
+        option: u32,
+        left: u32,
+    },
+    Answer {
+        option: u32,
+        answer: Answer,
+    },
     Header(Gather<{ wire::REQUEST_BYTES }>),
     Payload(Payload),
-    Issue { request: u16, next: u64 },
-    Drain { request: u16, left: u32 },
+    Issue {
+        request: u16,
+        next: u64,
+    },
+    Drain {
+        request: u16,
+        left: u32,
+    },
+    /// The client has said goodbye, and what it asked for before is still being done.
+    Leaving,
     Closed,
 }
 
@@ -361,6 +379,12 @@ impl<'m> Session<'m> {
         self.requests.count()
     }
 
+    /// Whether a request that came in waits for a slot, a buffer or an answer before the rest of it can be handed out.
+    #[must_use]
+    pub const fn is_waiting(&self) -> bool {
+        matches!(self.state, State::Issue { .. } | State::Payload(Payload { piece: None, .. }))
+    }
+
     /// Whether it takes no more bytes.
     #[must_use]
     pub const fn is_closed(&self) -> bool {
@@ -416,7 +440,7 @@ impl<'m> Session<'m> {
             State::Header(gather) => self.receive_header(gather, bytes, pool),
             State::Payload(payload) => self.receive_payload(payload, bytes, pool),
             State::Drain { request, left } => self.drain_payload(request, left, bytes),
-            State::Issue { .. } | State::Closed => Step::Wait,
+            State::Issue { .. } | State::Leaving | State::Closed => Step::Wait,
         }
     }
 
@@ -457,6 +481,7 @@ impl<'m> Session<'m> {
     pub fn handle_reply<P: Pool + ?Sized>(&mut self, reply: Reply, pool: &mut P) {
         self.take_reply(reply, pool);
         self.pump();
+        self.leave(pool);
     }
 
     /// The bytes to send, in order, for one vectored send. Nothing is taken off before [`Session::sent`].
@@ -475,6 +500,7 @@ impl<'m> Session<'m> {
     pub fn sent<P: Pool + ?Sized>(&mut self, count: usize, pool: &mut P) {
         self.output.sent(count, |data, _| pool.release(data.buffer));
         self.pump();
+        self.leave(pool);
     }
 
     /// The connection is gone: what was not sent is dropped and buffers are released, except those of pieces that are
@@ -487,6 +513,26 @@ impl<'m> Session<'m> {
             self.close(false, pool);
         }
         self.event = None;
+    }
+
+    /// Whether the client has said goodbye and waits for what it asked for before. Nothing that it sends matters.
+    #[must_use]
+    pub const fn is_leaving(&self) -> bool {
+        matches!(self.state, State::Leaving)
+    }
+
+    /// Whether an event waits to be polled.
+    #[must_use]
+    pub const fn has_event(&self) -> bool {
+        self.event.is_some()
+    }
+
+    /// Ends the session of a client that has said goodbye, once everything is answered. Not clean: it did not wait for
+    /// these answers, and may take them for lost.
+    fn leave<P: Pool + ?Sized>(&mut self, pool: &mut P) {
+        if self.is_leaving() && self.requests.count() == 0 {
+            self.close(false, pool);
+        }
     }
 
     /// Ends the session; what is in the output may still be sent.

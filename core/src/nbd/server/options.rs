@@ -15,6 +15,8 @@ use crate::{Identity, Pool};
 pub(super) const ALLOCATION_ID: u32 = 1;
 /// Number of the context that carries an identity.
 const IDENTITY_ID: u32 = 2;
+/// A longer option is not even dropped: the connection ends.
+const OPTION_LENGTH_MAX: u32 = 1 << 20;
 
 bitflags::bitflags! {
     /// Replies of INFO and GO that are still to come.
@@ -91,7 +93,9 @@ impl Session<'_> {
                 Ok(length) if length <= self.option_data.len() => {
                     self.enter(State::OptionData { option, length, filled: 0 });
                 }
-                _ => self.enter(State::OptionDrain { option, left: length }),
+                _ if length <= OPTION_LENGTH_MAX => self.enter(State::OptionDrain { option, left: length }),
+                // Nobody means that; to drop so much would only keep the connection busy.
+                _ => self.close(false, pool),
             },
         }
         Step::Took(taken)

@@ -37,8 +37,11 @@ impl Session<'_> {
             None => self.close(false, pool),
             Some(RequestHeader { command: command::DISC, .. }) => {
                 // A reply that is still on its way does not matter: what was asked for has been done.
-                let clean = self.requests.count() == 0;
-                self.close(clean, pool);
+                if self.requests.count() == 0 {
+                    self.close(true, pool);
+                } else {
+                    self.enter(State::Leaving);
+                }
             }
             Some(header) => {
                 let is_status = header.command == command::BLOCK_STATUS;

@@ -336,14 +336,33 @@ fn a_status_needs_its_context() {
 
 #[test]
 fn a_goodbye_is_clean_if_everything_was_answered() {
-    for is_held in [false, true] {
-        let mut server = opened(Sizes::SMALL, disk(), true);
-        server.is_holding = is_held;
-        server.talk(&write(1, 0, &[1; 512]));
-        server.talk(&request(code::DISC, NONE, 0, 0, 0));
-        assert_eq!(server.events.last(), Some(&ServerEvent::Closed { clean: !is_held }));
-        assert_eq!(server.session.in_flight(), usize::from(is_held));
-    }
+    let mut server = opened(Sizes::SMALL, disk(), true);
+    server.talk(&write(1, 0, &[1; 512]));
+    server.talk(&request(code::DISC, NONE, 0, 0, 0));
+    assert_eq!(server.events.last(), Some(&ServerEvent::Closed { clean: true }));
+}
+
+#[test]
+fn a_goodbye_answers_what_is_in_flight_first() {
+    let mut server = opened(Sizes::SMALL, disk(), true);
+    server.is_holding = true;
+    server.talk(&write(1, 0, &[1; 512]));
+    server.talk(&request(code::DISC, NONE, 0, 0, 0));
+    assert!(server.session.is_leaving());
+    assert!(!server.events.iter().any(|event| matches!(event, ServerEvent::Closed { .. })));
+    server.answer(0);
+    assert_eq!(answer(&server.talk(&[])).error, 0);
+    assert_eq!(server.events.last(), Some(&ServerEvent::Closed { clean: false }));
+    server.assert_idle();
+}
+
+#[test]
+fn an_option_of_absurd_length_ends_the_connection() {
+    let mut server = greeted(Sizes::SMALL, vec![disk()]);
+    let mut header = option(wire::option::GO, &[]);
+    header[12..].copy_from_slice(&u32::MAX.to_be_bytes());
+    server.talk(&header);
+    assert_eq!(server.events.last(), Some(&ServerEvent::Closed { clean: false }));
 }
 
 #[test]
