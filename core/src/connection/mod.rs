@@ -82,9 +82,9 @@ impl<'m, T: Copy> Connections<'m, T> {
         }
     }
 
-    /// Whether the last piece of some modification that began before the barrier is still to come.
-    pub(crate) fn has_unfinished(&self) -> bool {
-        self.iter().any(|open| open.is_unfinished && !open.is_after_barrier)
+    /// Connections of which the last piece of a modification that began before the barrier is still to come.
+    pub(crate) fn unfinished(&self) -> impl Iterator<Item = ConnectionId> {
+        self.iter().filter(|open| open.is_unfinished && !open.is_after_barrier).map(|open| open.connection)
     }
 
     /// What came after the barrier no longer does.

@@ -111,7 +111,8 @@ impl Primary<'_> {
         let waits = |work: &super::Work| {
             work.phase == Phase::Waiting && work.request.op.is_modification() && !work.is_after_barrier
         };
-        let is_waiting = self.connections.has_unfinished() || self.table.iter().any(|(_, work)| waits(work));
+        let is_waiting =
+            self.connections.unfinished().next().is_some() || self.table.iter().any(|(_, work)| waits(work));
         if !barrier.is_urgent && is_waiting {
             return false;
         }
@@ -140,7 +141,7 @@ impl Primary<'_> {
     #[must_use]
     pub(super) fn awaits_pieces(&self) -> bool {
         self.barrier.is_some_and(|barrier| !barrier.is_urgent && !barrier.is_reached)
-            && self.connections.has_unfinished()
+            && self.connections.unfinished().next().is_some()
     }
 
     /// Everything that waits for a barrier goes on.

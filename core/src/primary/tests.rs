@@ -410,6 +410,33 @@ fn a_barrier_that_is_hurried_no_longer_waits_and_one_that_is_reached_stays_so() 
 }
 
 #[test]
+fn a_barrier_gets_its_last_piece_whatever_waits_for_it_and_a_request_that_begins_later_comes_later_whole() {
+    let mut bench = Bench::running();
+    let other = ConnectionId(77);
+    bench.offer(Input::Opened(other)).unwrap();
+    let piece = |connection, id, number: u64, is_first| {
+        let extent = Extent { offset: 4096 * number, length: 4096 };
+        let op = Op::WriteZeroes { may_unmap: false, fast: false, fua: false };
+        Input::Request(connection, Request { id: RequestId(id), op, extent, is_first, is_last: !is_first })
+    };
+    bench.offer(piece(GUEST, 1, 0, true)).unwrap();
+    bench.answers.clear();
+    bench.command(Command::Barrier { is_urgent: false }).unwrap();
+    bench.offer(piece(other, 2, 2, true)).unwrap();
+    bench.offer(piece(other, 3, 3, false)).unwrap();
+    assert_eq!(bench.transfers.len(), 3, "both pieces of the later request wait");
+    // They overlap the piece that is waited for, and take what places they can get.
+    let taken = (4..).take_while(|id| bench.offer(piece(other, *id, 1, *id % 2 == 0)).is_ok()).count();
+    assert!(taken > 0 && bench.answers.is_empty());
+    bench.offer(piece(GUEST, 1000, 1, false)).unwrap();
+    while let Some(device) = bench.devices().first().copied() {
+        bench.ok(device);
+    }
+    assert_eq!(bench.reply(RequestId(1000)), DONE);
+    assert_eq!(bench.answers, [(CommandId(7), Ok(()))]);
+}
+
+#[test]
 fn a_barrier_waits_for_a_write_that_waits_for_its_turn() {
     let mut bench = Bench::running();
     bench.write(0, 512);

@@ -336,6 +336,9 @@ impl<'m> Secondary<'m> {
     /// When [`Secondary::handle_timeout`] is to be called next, if nothing else happens.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Micros> {
+        if self.is_committing() {
+            return None;
+        }
         let oldest = self.oldest_hold()?;
         // After a prepare the room that they wait for is about to come; but the commit may be lost on its way.
         let prepared = self.state.running().and_then(|running| running.prepared);
@@ -360,17 +363,15 @@ impl<'m> Secondary<'m> {
             Port::Guest => Origin::Guest,
         };
         let is_barrier_up = self.is_barrier_up();
-        let is_modification = request.op.is_modification();
-        let is_awaited = is_barrier_up && is_modification && self.connections.is_awaited(connection, request);
-        // A guest's modification that begins does not take the buffers that the rest of another one may need, for which
-        // a barrier waits. A primary's is taken all the same: a prepare counts it.
-        let begins = is_modification && request.is_first;
-        let stays_outside = port == Port::Guest && begins && is_barrier_up && self.awaits_pieces();
-        if stays_outside || !self.has_place(port, is_awaited) {
+        // A guest's request may be cut in two by the end of an epoch: so may its whole view.
+        let is_counted = request.op.is_modification() && port == Port::Replication;
+        let is_awaited = is_barrier_up && is_counted && self.connections.is_awaited(connection, request);
+        if !self.has_place(port, is_awaited) {
             return Err(Refused::Busy);
         }
-        if is_modification {
+        if is_counted {
             self.connections.count(connection, request, is_barrier_up);
+            self.undo_prepare(connection);
         }
         let is_after_barrier = is_barrier_up && !is_awaited;
         let work = Work { is_after_barrier, ..Work::new(origin, connection, *request) };
@@ -387,12 +388,12 @@ impl<'m> Secondary<'m> {
     fn has_place(&self, port: Port, is_awaited: bool) -> bool {
         let Config { replication_requests, guest_requests, .. } = self.config;
         let Counts { replication, guest, .. } = self.counts;
+        let lent = if is_awaited { self.spare_places() } else { 0 };
         let has_own = match port {
-            Port::Replication => replication < replication_requests,
+            Port::Replication => usize::from(replication) < usize::from(replication_requests) + lent,
             Port::Guest => guest < guest_requests,
         };
-        let lent = replication.saturating_sub(replication_requests) + guest.saturating_sub(guest_requests);
-        (has_own || (is_awaited && usize::from(lent) < self.spare_places())) && !self.table.is_full()
+        has_own && !self.table.is_full()
     }
 
     /// Places of the table that are promised to neither port.

@@ -173,6 +173,23 @@ impl Secondary<'_> {
         })
     }
 
+    /// Whether a commit was taken and has not been carried out: the room that held writes wait for is about to come.
+    pub(super) fn is_committing(&self) -> bool {
+        self.pending.is_some_and(|pending| matches!(pending.purpose, Purpose::Commit))
+    }
+
+    /// A modification has come: a commit that comes later is none of what was prepared. One that will be refused, as
+    /// another primary holds the claim, undoes nothing.
+    pub(super) fn undo_prepare(&mut self, connection: ConnectionId) {
+        let mine = self.connections.find(connection).and_then(|open| open.about.identity);
+        let Some(running) = self.state.running_mut() else { return };
+        match running.claim {
+            Claim::Held { connection: holder, identity }
+                if holder != connection && (identity.is_none() || identity != mine) => {}
+            _ => running.prepared = None,
+        }
+    }
+
     /// Everything that waited for the barrier may go on.
     pub(super) fn lower_barrier(&mut self) {
         self.connections.lower_barrier();
@@ -187,11 +204,15 @@ impl Secondary<'_> {
         }
     }
 
-    /// Whether an operation waits for pieces of long requests that are still to come. An embedder whose buffers are few
-    /// offers no modification that begins now: waiting in turn, it would keep a buffer that such a piece may need.
-    #[must_use]
-    pub(super) fn awaits_pieces(&self) -> bool {
-        self.pending.is_some() && self.connections.has_unfinished() && self.counts.held == 0
+    /// Whether an operation waits for pieces of long requests that are still to come.
+    fn awaits_pieces(&self) -> bool {
+        // Whoever does not hold the claim modifies nothing.
+        let claim = self.state.running().map(|running| running.claim);
+        let may_modify = |connection| match claim {
+            Some(Claim::Held { connection: holder, .. }) => holder == connection,
+            _ => true,
+        };
+        self.pending.is_some() && self.counts.held == 0 && self.connections.unfinished().any(may_modify)
     }
 
     /// Carries the pending operation out if nothing is active any more. Whether it did.

@@ -149,7 +149,8 @@ impl Secondary<'_> {
 
     /// Refuses every held write. What waited behind them follows, and meets the same full buffer.
     pub(super) fn refuse_held(&mut self, errno: Errno) {
-        if self.counts.held == 0 {
+        // What waits behind a held write must not get into the epoch that a commit ends, without it.
+        if self.counts.held == 0 || (errno == Errno::NoSpace && self.is_committing()) {
             return;
         }
         if errno == Errno::NoSpace {

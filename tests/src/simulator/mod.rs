@@ -2,7 +2,7 @@
 //! plain byte arrays.
 //!
 //! A seed decides everything: geometry, capacities, script, faults and the order of completions. A run that fails
-//! panics; [`replay`] says how to see it again with every step printed.
+//! panics, prints its last steps and says how to see them again.
 //!
 //! | module | what is there |
 //! |---|---|
@@ -11,6 +11,7 @@
 //! | [`settings`] | what a seed chooses |
 //! | [`model`] | disk and guest view as they should be |
 //! | [`secondary`] | scripts for a secondary alone |
+//! | [`pair`] | scripts for a primary and its secondary |
 //! | [`coverage`] | what the runs have met |
 //! | [`trace`] | the last steps of a run |
 
@@ -18,6 +19,7 @@ pub mod arena;
 pub mod coverage;
 pub mod disk;
 pub mod model;
+pub mod pair;
 pub mod secondary;
 pub mod settings;
 pub mod trace;

@@ -158,3 +158,21 @@ fn a_keep_that_fails_does_not_break_the_view_whatever_the_policy() {
     assert_eq!(rig.machine.view(), View::Whole);
     assert_eq!(rig.view(), vec![b'd'; SIZE as usize]);
 }
+
+#[test]
+fn while_a_commit_is_carried_out_nothing_is_refused_and_nothing_goes_past_a_held_write() {
+    let mut rig = filled(WhenFull::Stall, 0);
+    let held = rig.write(PRIMARY, 2048, b"held");
+    let behind = rig.write(PRIMARY, 2049, b"behind");
+    assert_eq!(rig.outcome(Command::Prepare { epoch: 1, claim: NAME, modifications: 3 }), Ok(()));
+    let data = rig.place(4);
+    let active = rig.request(GUEST, crate::Op::Read(data), 4000, 4);
+    rig.command(Command::Commit { epoch: 1, claim: NAME }).unwrap();
+    assert_eq!(rig.machine.poll_timeout(), None);
+    rig.wait(Micros(STALL_MAX.0 * 10));
+    assert_eq!((rig.reply(held), rig.reply(behind), rig.reply(active)), (None, None, None));
+    rig.run();
+    assert_eq!((rig.reply(held), rig.reply(behind)), (Some(DONE), Some(DONE)));
+    assert_eq!(rig.read(GUEST, 2048, 7).unwrap(), b"ddddddd");
+    assert_eq!(&rig.disk[2048..2055], b"hbehind");
+}

@@ -280,3 +280,35 @@ fn a_completion_is_taken_once() {
     let again = Input::Completed(device, Completion { tag: transfer.tag, result: Ok(Outcome::Done) });
     assert_eq!(rig.offer(again), Err(Refused::Stale));
 }
+
+#[test]
+fn a_modification_that_waits_for_its_turn_undoes_a_prepare_too() {
+    let mut rig = Rig::running();
+    rig.written(PRIMARY, 0, b"one").unwrap();
+    rig.write(GUEST, 1024, b"guest");
+    rig.command(Command::Prepare { epoch: 1, claim: NAME, modifications: 1 }).unwrap();
+    rig.run();
+    assert_eq!(rig.answers, [Ok(())]);
+    rig.write(GUEST, 1024, b"again");
+    rig.write(PRIMARY, 1024, b"late");
+    assert_eq!(rig.command(Command::Commit { epoch: 1, claim: NAME }), Err(Refused::OtherClaim));
+}
+
+#[test]
+fn what_another_primary_tries_undoes_no_prepare_and_holds_up_no_checkpoint() {
+    let mut rig = Rig::running();
+    let stranger = ConnectionId(3);
+    rig.open(stranger, Port::Replication, None);
+    rig.written(PRIMARY, 0, b"one").unwrap();
+    assert_eq!(rig.outcome(Command::Prepare { epoch: 1, claim: NAME, modifications: 1 }), Ok(()));
+    let zeroes = Op::WriteZeroes { may_unmap: false, fast: false, fua: false };
+    for (connection, id) in [(stranger, 1), (GUEST, 2)] {
+        let extent = Extent { offset: 0, length: 2048 };
+        let half = Request { id: RequestId(id), op: zeroes, extent, is_first: true, is_last: false };
+        rig.offer(Input::Request(connection, half)).unwrap();
+    }
+    rig.run();
+    assert_eq!(rig.reply(1), Some(Err(Errno::NotPermitted)));
+    assert_eq!(rig.outcome(Command::Commit { epoch: 1, claim: NAME }), Ok(()));
+    assert_eq!(rig.outcome(CHECKPOINT), Ok(()));
+}

@@ -2,10 +2,9 @@
 
 use twinblock_core::buffer::Spot;
 use twinblock_core::secondary::Port;
-use twinblock_core::{ErrorKind, Extent, Request, Stage, View};
+use twinblock_core::{ErrorKind, Extent, Stage, View};
 
 use super::super::disk::range;
-use super::client::Client;
 use super::reply::differing;
 use super::{Flying, World, size_of};
 
@@ -88,15 +87,8 @@ impl World<'_> {
         assert!(may_be || !is_behind, "nothing is missing");
     }
 
-    /// A port that refuses a request has as many in flight as it takes; or the guest begins to modify while the rest of
-    /// another request is awaited.
-    pub(super) fn check_busy(&self, port: Port, request: &Request) {
-        let begins = port == Port::Guest && request.op.is_modification() && request.is_first;
-        let is_rest =
-            |client: &Client| client.outbox.iter().any(|piece| !piece.is_first && piece.op.is_modification());
-        if begins && self.clients.iter().any(is_rest) {
-            return;
-        }
+    /// A port that refuses a request has as many in flight as it takes.
+    pub(super) fn check_busy(&self, port: Port) {
         let count = self.flying.iter().filter(|flying| flying.port == port).count();
         let config = &self.settings.config;
         let limit = match port {

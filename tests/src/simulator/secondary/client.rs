@@ -127,7 +127,8 @@ impl World<'_> {
                 break;
             }
         }
-        let known = Group { pieces: pieces.len() as u32, answered: 0, is_modification: op.is_modification() };
+        let is_whole = op.is_modification() && self.clients[client].port == Port::Replication;
+        let known = Group { pieces: pieces.len() as u32, answered: 0, is_modification: is_whole };
         self.groups.insert(group, known);
         let client = &mut self.clients[client];
         client.has_modified |= op.is_modification();

@@ -220,7 +220,7 @@ impl<'m> World<'m> {
         self.trace(|_| format!("{port:?} {connection:?} {request:?}: {result:?}"));
         if let Err(refused) = result {
             assert_eq!(refused, Refused::Busy, "{request:?}");
-            self.check_busy(port, &request);
+            self.check_busy(port);
             if let Some(data) = data {
                 self.arena.release(data.buffer);
             }
