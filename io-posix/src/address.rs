@@ -15,7 +15,7 @@ use std::str::FromStr;
 /// assert_eq!(address.to_string(), "tcp:[::1]:10809");
 /// # Ok::<(), twinblock_io_posix::address::AddressError>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Address {
     /// A unix socket at this path.
     Unix(PathBuf),

@@ -129,6 +129,12 @@ impl Qmp {
                 let rest = self.received.split_off(searched + at + 1);
                 return Ok(std::mem::replace(&mut self.received, rest));
             }
+            // Every message is an object; an NBD server, for one, greets without ever ending the line.
+            if self.received.iter().find(|byte| !byte.is_ascii_whitespace()).is_some_and(|byte| *byte != b'{')
+            {
+                let text = format!("what answers at {} is no control socket", self.address);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+            }
             searched = self.received.len();
             if searched > LINE_BYTES_MAX {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "a line without end"));

@@ -4,9 +4,11 @@
 #[cfg(test)]
 mod tests;
 
+use std::fmt::Display;
 use std::path::Path;
+use std::str::FromStr;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::failure::Failure;
 use crate::spec::{
@@ -18,9 +20,27 @@ use crate::units::{Size, Span};
 /// A file with every key.
 pub(crate) const EXAMPLE: &str = include_str!("example.toml");
 
+/// What is written as it is on the command line.
+fn text<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+where
+    T: FromStr<Err: Display>,
+    D: Deserializer<'de>,
+{
+    String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+}
+
+fn optional_text<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    T: FromStr<Err: Display>,
+    D: Deserializer<'de>,
+{
+    text(deserializer).map(Some)
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct File {
+    #[serde(deserialize_with = "text")]
     control: Address,
     #[serde(default)]
     allow_remote_control: bool,
@@ -47,9 +67,11 @@ struct File {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Primary {
     export: String,
+    #[serde(deserialize_with = "text")]
     disk: Disk,
     #[serde(default)]
     direct: bool,
+    #[serde(deserialize_with = "text")]
     listen: Address,
     #[serde(default = "dirty_granule")]
     dirty_granule: Size,
@@ -61,7 +83,9 @@ struct Primary {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Replica {
     name: Option<String>,
+    #[serde(deserialize_with = "text")]
     uri: NbdUri,
+    #[serde(default, deserialize_with = "optional_text")]
     control: Option<Address>,
 }
 
@@ -69,10 +93,13 @@ struct Replica {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Secondary {
     export: String,
+    #[serde(deserialize_with = "text")]
     disk: Disk,
     #[serde(default)]
     direct: bool,
+    #[serde(deserialize_with = "text")]
     listen: Address,
+    #[serde(deserialize_with = "text")]
     guest: Address,
     guest_export: Option<String>,
     #[serde(default)]

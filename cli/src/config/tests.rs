@@ -56,7 +56,7 @@ fn a_mistake_is_named_with_its_line() {
 #[test]
 fn the_rules_for_flags_hold_for_files() {
     let refusal = refusal_of(&SMALL.replace("\"1M\"", "\"4K\""));
-    assert!(refusal.starts_with("pair.toml: volume \"d\": buffer of 4K is too small"), "{refusal}");
+    assert!(refusal.starts_with("pair.toml: volume 'd': buffer of 4K is too small"), "{refusal}");
     assert!(refusal_of("control = \"unix:c\"").contains("no volume"));
 }
 

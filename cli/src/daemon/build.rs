@@ -79,8 +79,7 @@ impl Workshop<'_> {
             spec::Disk::Nbd(uri) => {
                 let what = uri.to_string();
                 let mut disk = self.new_nbd_disk(volume, None).map_err(|error| refused(&what, error))?;
-                let uri = what.parse().map_err(|error| refused(&what, error))?;
-                disk.open(&uri, NbdOptions::disk(), Micros(0)).map_err(|error| refused(&what, error))?;
+                disk.open(uri, NbdOptions::disk(), Micros(0)).map_err(|error| refused(&what, error))?;
                 disk.wait_connected(Micros(0), NBD_START_MAX, self.pool)
                     .map_err(|error| Failure::Refused(error.to_string()))?;
                 while disk.poll_event().is_some() {}

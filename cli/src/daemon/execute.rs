@@ -1,6 +1,6 @@
 //! What managers' commands do.
 
-use std::fmt::Write;
+use std::fmt::{Display, Write};
 
 use tracing::{info, warn};
 use twinblock_core::control::json::{self, ErrorClass, HeldId, Id, ParseError};
@@ -12,6 +12,8 @@ use twinblock_core::{Refused, Stage, primary};
 use super::Daemon;
 use super::jobs::{self, Trouble, Waiter, Waiting};
 use super::managers::{ManagerId, Message};
+use super::pair::NewReplica;
+use crate::spec::{Address, NbdUri};
 
 /// Who is to be answered.
 struct Asker {
@@ -67,7 +69,17 @@ impl Daemon {
             Command::Attach { volume, uri, name, control, sync_full } => {
                 let replica = name.map_or_else(|| self.new_replica_name(), str::to_owned);
                 self.on_primary(&asker, volume, |daemon, volume, waiter| {
-                    daemon.attach(volume, uri, &replica, control, sync_full, waiter)
+                    let named = |error: &dyn Display| format!("replica '{replica}': {error}");
+                    let uri: NbdUri = uri.parse().map_err(|error| named(&error))?;
+                    let control: Option<Address> =
+                        control.map(str::parse).transpose().map_err(|error| named(&error))?;
+                    let wanted = NewReplica {
+                        name: &replica,
+                        uri: &uri,
+                        control: control.as_ref(),
+                        is_empty: sync_full,
+                    };
+                    daemon.attach(volume, &wanted, waiter)
                 });
             }
             Command::Detach { volume, name } => {
@@ -225,7 +237,10 @@ impl Daemon {
                 Some(name) => {
                     format!("there is no primary '{name}'; see query-replication for what there is")
                 }
-                None => "there is not exactly one primary here; name the volume".to_owned(),
+                None if self.volumes.iter().any(super::Volume::is_primary) => {
+                    "there are several primaries here; name the volume".to_owned()
+                }
+                None => "there is no primary here, and only a primary has replicas".to_owned(),
             };
             return self.fail(asker, &text);
         };

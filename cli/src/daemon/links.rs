@@ -13,11 +13,11 @@ use twinblock_core::control::json::{self, Framer, Incoming, IncomingEvent};
 use twinblock_core::control::{BufferLevel, Command};
 use twinblock_core::node::MemberIndex;
 use twinblock_core::{Identity, Micros};
-use twinblock_io_posix::address::Address;
 use twinblock_io_posix::poller::{Interest, Poller, Ready, Registration};
 use twinblock_io_posix::socket::{Connecting, PeerTimeout, Stream, Target};
 
 use super::token::{Kind, token};
+use crate::spec::Address;
 
 /// Longest message of a secondary that is understood.
 const MESSAGE_BYTES_MAX: usize = 64 << 10;

@@ -44,7 +44,7 @@ use clients::{Clients, Exported};
 use jobs::{Jobs, Waiter, Waiting};
 use links::Links;
 use managers::Managers;
-use pair::Pair;
+use pair::{NewReplica, Pair};
 use token::{Kind, token};
 use volume::Volume;
 
@@ -188,10 +188,13 @@ impl Daemon {
         for (index, volume) in spec.volumes.iter().enumerate() {
             let VolumeSpec::Primary(primary) = volume else { continue };
             for replica in &primary.replicas {
-                let control = replica.control.as_ref().map(ToString::to_string);
-                let uri = replica.uri.to_string();
-                self.attach(index, &uri, &replica.name, control.as_deref(), false, Waiter::Log("attaching"))
-                    .map_err(Failure::Refused)?;
+                let wanted = NewReplica {
+                    name: &replica.name,
+                    uri: &replica.uri,
+                    control: replica.control.as_ref(),
+                    is_empty: false,
+                };
+                self.attach(index, &wanted, Waiter::Log("attaching")).map_err(Failure::Refused)?;
             }
         }
         if spec.start {
@@ -465,9 +468,7 @@ impl Daemon {
 
 fn listen(address: &Address, is_private: bool, peer_timeout: Duration) -> Result<Listener, Failure> {
     let options = ListenOptions { is_private, peer_timeout: PeerTimeout(peer_timeout) };
-    let address =
-        address.to_string().parse().map_err(|error| Failure::Usage(format!("{address}: {error}")))?;
-    Listener::bind(&address, options).map_err(|error| Failure::Refused(error.to_string()))
+    Listener::bind(address, options).map_err(|error| Failure::Refused(error.to_string()))
 }
 
 fn signals(poller: &mut Poller) -> std::io::Result<(UnixStream, Registration)> {

@@ -10,14 +10,13 @@ use twinblock_core::node::{
 };
 use twinblock_core::primary::{self, Command};
 use twinblock_core::{Micros, Refused, ReplicaState, Stage};
-use twinblock_io_posix::address::Address;
 use twinblock_io_posix::nbd_disk::{LinkEvent as DiskEvent, NbdOptions};
 
 use super::Daemon;
 use super::jobs::{Trouble, Waiter, Waiting};
 use super::links::{LinkEvent, Question, Refusal};
 use super::volume::Replica;
-use crate::spec::DaemonSpec;
+use crate::spec::{Address, DaemonSpec, NbdUri};
 
 /// Replicas over all volumes that can take part in checkpoints.
 const MEMBERS_PER_VOLUME: usize = crate::spec::REPLICAS_MAX;
@@ -36,6 +35,18 @@ struct Wanted {
     /// Only this volume.
     volume: Option<usize>,
     is_urgent: bool,
+}
+
+/// A replica that is to be attached.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NewReplica<'a> {
+    pub(super) name: &'a str,
+    /// Its replication export.
+    pub(super) uri: &'a NbdUri,
+    /// Its secondary's control address: checkpoints become one act of the pair.
+    pub(super) control: Option<&'a Address>,
+    /// Everything is missing there.
+    pub(super) is_empty: bool,
 }
 
 /// Checkpoints of the pair.
@@ -108,18 +119,10 @@ impl Daemon {
     pub(super) fn attach(
         &mut self,
         volume: usize,
-        uri: &str,
-        name: &str,
-        control: Option<&str>,
-        is_empty: bool,
+        wanted: &NewReplica<'_>,
         waiter: Waiter,
     ) -> Result<(), String> {
-        let parsed: twinblock_io_posix::uri::NbdUri =
-            uri.parse().map_err(|error| format!("replica '{name}': {error}"))?;
-        let control: Option<Address> = match control {
-            Some(text) => Some(text.parse().map_err(|error| format!("replica '{name}': {text}: {error}"))?),
-            None => None,
-        };
+        let NewReplica { name, uri, control, is_empty } = *wanted;
         let this = &mut self.volumes[volume];
         if this.attached().any(|(_, replica)| replica.name == name) {
             return Err(format!(
@@ -146,16 +149,16 @@ impl Daemon {
             peer_timeout: twinblock_io_posix::socket::PeerTimeout(self.peer_timeout),
             ..NbdOptions::replica(Some(self.identity))
         };
-        let opened = this.nbd_disk(index as u8).map(|disk| disk.open(&parsed, options, self.now));
+        let opened = this.nbd_disk(index as u8).map(|disk| disk.open(uri, options, self.now));
         if let Some(Err(error)) = opened {
             return Err(format!("replica '{name}': {error}"));
         }
         let member =
             control.as_ref().and_then(|_| self.pair.coordinator.add_member(VolumeIndex(volume as u16)).ok());
-        if let (Some(member), Some(control)) = (member, &control) {
+        if let (Some(member), Some(control)) = (member, control) {
             self.pair.places[usize::from(member.0)] = Some(Place { volume, replica: index as u8 });
             self.pair.states[usize::from(member.0)] = ReplicaState::Disconnected;
-            self.links.add(control, member, &parsed.export)?;
+            self.links.add(control, member, &uri.export)?;
         }
         let is_awaited = matches!(waiter, Waiter::Manager { .. });
         let job = self.jobs.begin(waiter);
@@ -166,7 +169,7 @@ impl Daemon {
         this.replicas[index] = Some(Replica { name: name.into(), member, attaching });
         let command = Command::Attach { replica: index as u8, is_empty, is_new };
         self.order_primary(volume, Waiting::Job { job, volume }, command);
-        info!(volume = self.volumes[volume].name, replica = name, uri, "attached");
+        info!(volume = self.volumes[volume].name, replica = name, %uri, "attached");
         Ok(())
     }
 

@@ -39,6 +39,7 @@ impl Image {
     pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
         use std::io::{Seek, SeekFrom};
         let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        anyhow::ensure!(!file.metadata()?.is_dir(), "{} is a directory: name an image", path.display());
         let size_bytes =
             file.seek(SeekFrom::End(0)).with_context(|| format!("size of {}", path.display()))?;
         Ok(Self::File { file, size_bytes })

@@ -68,12 +68,13 @@ pub(crate) fn run(args: &DemoArgs) -> Result<(), Failure> {
         }
         anstream::println!("{value}");
     }
-    let left =
-        directory.map(|path| format!("; disks and logs are in {}", path.display())).unwrap_or_default();
+    let left = directory
+        .map(|path| format!(" (seed {seed}); disks and logs are in {}", path.display()))
+        .unwrap_or_default();
     match result {
         Ok(report) if report.is_ok() => Ok(()),
-        Ok(_) => Err(Failure::Refused(format!("demo: not every byte is right (seed {seed}){left}"))),
-        Err(error) => Err(Failure::Refused(format!("demo: {error:#} (seed {seed}){left}"))),
+        Ok(_) => Err(Failure::Refused(format!("demo: not every byte is right{left}"))),
+        Err(error) => Err(Failure::Refused(format!("demo: {error:#}{left}"))),
     }
 }
 
@@ -128,6 +129,14 @@ fn play(
         "a disk of {} is too small: take 1M or more",
         units::bytes(size_bytes)
     );
+    let least = crate::spec::BUFFER_GRANULES_MIN * 4096;
+    anyhow::ensure!(
+        args.buffer_size.0 >= least,
+        "a disk buffer of {} is too small: take {} or more",
+        units::bytes(args.buffer_size.0),
+        units::bytes(least)
+    );
+    anyhow::ensure!(!args.checkpoint_every.0.is_zero(), "no time between checkpoints: take 1ms or more");
     let teller = Teller::new(args.json);
     let source =
         args.disk.as_ref().map(|path| format!(" copied from {}", path.display())).unwrap_or_default();

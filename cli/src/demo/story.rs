@@ -131,8 +131,8 @@ impl Story<'_> {
         self.teller.line(
             "workload",
             format_args!(
-                "{PRIMARY_CONNECTIONS} connections to the primary at full speed, {GUEST_CONNECTIONS} to the \
-                 secondary's guest view, up to {DEPTH} requests in flight on each, many of them overlapping"
+                "{PRIMARY_CONNECTIONS} connections to the primary, {GUEST_CONNECTIONS} to the secondary's guest view, \
+                 {DEPTH} requests in flight on each"
             ),
         );
         Ok(Cast { primary, guest, primary_counters, guest_counters })
@@ -251,6 +251,8 @@ impl Story<'_> {
         self.scene.stamp.write(&mut data, 0, Version { connection, index: 0 });
         let head =
             Head { command: Command::Write, flags: 0, cookie: 1, offset: 0, length: data.len() as u32 };
+        // The commit and the guest shall meet.
+        cast.guest.iter().for_each(Worker::hurry);
         let began = Instant::now();
         let arguments = json!({ "enable": false, "primary": false, "failover": true });
         secondary.execute("xen-set-replication", &arguments).context("the failover was refused")?;

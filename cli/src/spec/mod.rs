@@ -1,6 +1,5 @@
 //! What a daemon shall do, whether flags or a file said so. The rules are here alone: [`DaemonSpec::check`].
 
-mod address;
 mod disk;
 #[cfg(test)]
 mod tests;
@@ -8,10 +7,11 @@ mod tests;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-pub(crate) use address::Address;
 use clap::ValueEnum;
-pub(crate) use disk::{Disk, NbdUri};
+pub(crate) use disk::Disk;
 use serde::Deserialize;
+pub(crate) use twinblock_io_posix::address::Address;
+pub(crate) use twinblock_io_posix::uri::{NbdUri, UriError};
 
 use crate::units::{Size, Span};
 
@@ -208,7 +208,7 @@ impl VolumeSpec {
             Self::Primary(primary) => primary.check(),
             Self::Secondary(secondary) => secondary.check(),
         }
-        .map_err(|refusal| format!("volume {:?}: {refusal}", self.name()))
+        .map_err(|refusal| format!("volume '{}': {refusal}", self.name().escape_debug()))
     }
 }
 
@@ -292,6 +292,9 @@ impl DaemonSpec {
         let mut names = BTreeSet::new();
         let mut disks = BTreeSet::new();
         let mut served = BTreeSet::new();
+        if self.backend == Backend::IoUring {
+            return Err("backend io-uring is not part of this build: take posix, or auto".into());
+        }
         for volume in &self.volumes {
             volume.check()?;
             let name = volume.name();
@@ -304,7 +307,10 @@ impl DaemonSpec {
             if let VolumeSpec::Secondary(SecondarySpec { buffer: BufferPlace::Path(path), .. }) = volume
                 && !disks.insert(path.display().to_string())
             {
-                return Err(format!("volume '{name}': buffer {} is in use already", path.display()));
+                return Err(format!(
+                    "volume '{name}': buffer {} is another file of this daemon already: take another path",
+                    path.display()
+                ));
             }
             for (address, export, setting) in volume.exports() {
                 if *address == self.control {

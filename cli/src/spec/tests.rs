@@ -58,7 +58,7 @@ fn a_daemon_without_volumes_is_refused() {
 fn the_granule_is_a_power_of_two_within_its_limits() {
     for granule in [0, 256, 511, 3 << 10, 512 << 10] {
         let refusal = refusal_of(|_, first, _| first.granule = Size(granule));
-        assert!(refusal.contains("\"a\"") && refusal.contains("power of two"), "{refusal}");
+        assert!(refusal.contains("'a'") && refusal.contains("power of two"), "{refusal}");
     }
 }
 
@@ -78,7 +78,7 @@ fn volumes_share_neither_name_nor_disk_nor_buffer() {
         first.buffer = BufferPlace::Path("buffer".into());
         second.buffer = first.buffer.clone();
     });
-    assert!(refusal.contains("buffer is in use already"), "{refusal}");
+    assert!(refusal.contains("buffer is another file of this daemon already"), "{refusal}");
 }
 
 #[test]
@@ -128,73 +128,10 @@ fn checkpoints_by_itself_need_a_primary() {
 }
 
 #[test]
-fn addresses_are_read_and_shown_alike() {
-    for text in [
-        "unix:/run/a b.sock",
-        "unix:relative",
-        "tcp:example.org:10809",
-        "tcp:[2001:db8::1]:1",
-        "tcp:10.0.0.1:65535",
-    ] {
-        assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
-    }
-}
-
-#[test]
-fn what_is_no_address_is_refused_with_the_form_that_is() {
-    let long = format!("unix:{}", "p".repeat(108));
-    for text in [
-        "",
-        "unix:",
-        "tcp:",
-        "tcp:host",
-        "tcp:host:",
-        "tcp:host:0",
-        "tcp:host:65536",
-        "tcp::1",
-        "tcp:::1:5",
-        "tcp:[::1:5",
-        "/run/x",
-        &long,
-    ] {
-        let refusal = text.parse::<Address>().unwrap_err();
-        assert!(refusal.contains("unix:PATH or tcp:HOST:PORT"), "{refusal}");
-    }
-}
-
-#[test]
-fn nbd_uris_are_read_and_shown_alike() {
-    for (text, address, export) in [
-        ("nbd://host:1/disk0", "tcp:host:1", "disk0"),
-        ("nbd://[::1]:7/", "tcp:[::1]:7", ""),
-        ("nbd+unix:///disk0?socket=/run/a.sock", "unix:/run/a.sock", "disk0"),
-        ("nbd+unix:///a%20b/c?socket=/run/%25.sock", "unix:/run/%.sock", "a b/c"),
-    ] {
-        let uri: NbdUri = text.parse().unwrap();
-        assert_eq!((uri.address.to_string().as_str(), uri.export.as_str()), (address, export));
-        assert_eq!(uri.to_string(), text);
-    }
-    assert_eq!("nbd://host".parse::<NbdUri>().unwrap().to_string(), "nbd://host:10809/");
-    assert_eq!("nbd://[::1]/x".parse::<NbdUri>().unwrap().to_string(), "nbd://[::1]:10809/x");
-}
-
-#[test]
-fn nbd_uris_that_cannot_be_served_are_refused() {
-    for text in [
-        "nbds://host/x",
-        "nbd://",
-        "nbd://host:x/",
-        "nbd://host/x?tls=1",
-        "nbd+unix:///x",
-        "nbd+unix://host/x?socket=/a",
-        "nbd+unix:///x?socket=",
-        "nbd+unix:///x?other=/a",
-        "nbd+unix:///x?socket=/a&y=1",
-        "nbd+unix:///%4?socket=/a",
-        "nbd+unix:///%zz?socket=/a",
-        "nbd+unix:///%ff?socket=/a",
-    ] {
-        assert!(text.parse::<NbdUri>().unwrap_err().contains("write nbd://"), "{text}");
+fn a_disk_is_a_path_unless_an_nbd_uri_is_meant() {
+    let uri = "nbd+unix:///a%20b/c?socket=/run/%25.sock";
+    assert!(matches!(uri.parse(), Ok(Disk::Nbd(found)) if found.to_string() == uri));
+    for text in ["nbds://host/x", "nbd://host:x/", "nbd+unix:///x", ""] {
         assert!(text.parse::<Disk>().is_err(), "{text}");
     }
     assert_eq!("disk.img".parse::<Disk>().unwrap().to_string(), "disk.img");

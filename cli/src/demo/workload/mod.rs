@@ -114,6 +114,7 @@ struct Shared {
     room: Condvar,
     must_stop: AtomicBool,
     may_break: AtomicBool,
+    is_unpaced: AtomicBool,
     trouble: Mutex<Option<String>>,
 }
 
@@ -168,6 +169,7 @@ impl Worker {
             room: Condvar::new(),
             must_stop: AtomicBool::new(false),
             may_break: AtomicBool::new(false),
+            is_unpaced: AtomicBool::new(false),
             trouble: Mutex::default(),
         });
         let (receiving, sending) = (export.stream.try_clone()?, export.stream.try_clone()?);
@@ -185,6 +187,11 @@ impl Worker {
     /// From now on the other side may vanish.
     pub(crate) fn expect_break(&self) {
         self.shared.may_break.store(true, Ordering::SeqCst);
+    }
+
+    /// From now on as fast as it can.
+    pub(crate) fn hurry(&self) {
+        self.shared.is_unpaced.store(true, Ordering::SeqCst);
     }
 
     /// How many requests have no answer yet.
@@ -251,7 +258,7 @@ impl Shared {
         let mut bytes = Vec::with_capacity(28 + REQUEST_BLOCKS_MAX as usize * BLOCK_BYTES);
         let mut next = Instant::now();
         while self.wait_for_room(self.plan.depth) {
-            if !self.plan.pace.is_zero() {
+            if !self.plan.pace.is_zero() && !self.is_unpaced.load(Ordering::SeqCst) {
                 thread::sleep(next.saturating_duration_since(Instant::now()));
                 next += self.plan.pace;
             }
