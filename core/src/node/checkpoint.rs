@@ -91,6 +91,12 @@ enum MemberStep {
     Answered,
 }
 
+impl MemberStep {
+    const fn takes_part(self) -> bool {
+        matches!(self, Self::Send | Self::Sent | Self::Answered)
+    }
+}
+
 /// What is offered to a [`Coordinator`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Input {
@@ -185,8 +191,8 @@ struct Running {
     command: CommandId,
     is_urgent: bool,
     deadline: Micros,
-    /// Replicas are known and none of them can take part: they are named, and that is all.
-    has_none_fit: bool,
+    /// Replicas are known: one of them at least must take part to the end.
+    has_members: bool,
 }
 
 /// Takes checkpoints of pairs. Offer inputs, poll outputs until `None`.
@@ -285,13 +291,10 @@ impl<'m> Coordinator<'m> {
             (Input::Begin { .. }, state) if !matches!(state, State::Idle) => Err(Refused::InProgress),
             (Input::Begin { command, is_urgent }, _) => {
                 let deadline = now.after(self.timeout);
-                self.state = State::Barrier(Running { command, is_urgent, deadline, has_none_fit: false });
+                self.state = State::Barrier(Running { command, is_urgent, deadline, has_members: false });
                 Ok(())
             }
-            (Input::Replica(member, replica), _) => {
-                self.member_mut(member).ok_or(Refused::Stale)?.replica = replica;
-                Ok(())
-            }
+            (Input::Replica(member, replica), _) => self.replica_changed(member, replica),
             (Input::Barrier(volume, result), State::Barrier(_)) => self.barrier(volume, result),
             (Input::Epoch(member, result), State::Ask(_)) => {
                 let epoch = result.ok();
@@ -306,6 +309,18 @@ impl<'m> Coordinator<'m> {
             }
             _ => Err(Refused::Stale),
         }
+    }
+
+    /// Whoever falls behind or goes away before the commit is left out: its answer, over a new connection perhaps, would
+    /// say nothing of what it has missed.
+    fn replica_changed(&mut self, member: MemberIndex, replica: ReplicaState) -> Result<(), Refused> {
+        let is_undecided = matches!(self.state, State::Ask(_) | State::Prepare(_));
+        let state = self.member_mut(member).ok_or(Refused::Stale)?;
+        state.replica = replica;
+        if is_undecided && replica != ReplicaState::Current && state.step.takes_part() {
+            state.step = MemberStep::LeftOut;
+        }
+        Ok(())
     }
 
     fn barrier(&mut self, volume: VolumeIndex, result: Result<(), Refused>) -> Result<(), Refused> {
@@ -381,6 +396,9 @@ impl<'m> Coordinator<'m> {
             if let Some(member) = self.missing.take() {
                 return Some(Output::Missing(member));
             }
+            if let Some(member) = self.next_member(MemberStep::LeftOut, MemberStep::Out) {
+                return Some(Output::LeftOut(member));
+            }
             match self.state {
                 State::Idle => return None,
                 State::Barrier(running) => {
@@ -392,14 +410,12 @@ impl<'m> Coordinator<'m> {
                     }
                     self.choose(running);
                 }
+                State::Ask(running) | State::Prepare(running) | State::Commit(running)
+                    if self.is_deserted(running) =>
+                {
+                    self.fail(Refused::NoReplica, None, None);
+                }
                 State::Ask(running) => {
-                    if let Some(member) = self.next_member(MemberStep::LeftOut, MemberStep::Out) {
-                        return Some(Output::LeftOut(member));
-                    }
-                    if running.has_none_fit {
-                        self.fail(Refused::NoReplica, None, None);
-                        continue;
-                    }
                     if let Some(member) = self.next_member(MemberStep::Send, MemberStep::Sent) {
                         if self.member_mut(member).is_some_and(|state| state.epoch.is_none()) {
                             return Some(Output::AskEpoch(member));
@@ -444,17 +460,22 @@ impl<'m> Coordinator<'m> {
         let is_in = |volume: VolumeIndex| {
             volumes.get(usize::from(volume.0)).is_some_and(|place| place.0 == VolumeStep::Reached)
         };
-        let (mut known, mut fit) = (0, 0);
+        let mut has_members = false;
         for state in self.members.iter_mut().filter_map(|member| member.0.as_mut()) {
             state.step = match state.replica {
                 _ if !is_in(state.volume) => MemberStep::Out,
                 ReplicaState::Current => MemberStep::Send,
                 ReplicaState::Behind | ReplicaState::Disconnected => MemberStep::LeftOut,
             };
-            known += u32::from(state.step != MemberStep::Out);
-            fit += u32::from(state.step == MemberStep::Send);
+            has_members |= state.step != MemberStep::Out;
         }
-        self.state = State::Ask(Running { has_none_fit: known != 0 && fit == 0, ..running });
+        self.state = State::Ask(Running { has_members, ..running });
+    }
+
+    /// Replicas are known and none of them takes part, or none any more.
+    fn is_deserted(&self, running: Running) -> bool {
+        let mut members = self.members.iter().filter_map(|member| member.0.as_ref());
+        running.has_members && !members.any(|state| state.step.takes_part())
     }
 
     /// Goes on to the next phase when every question of this one was answered; `None` until then.

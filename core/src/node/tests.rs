@@ -148,3 +148,46 @@ fn a_replica_that_is_behind_is_left_out_and_with_none_left_there_is_no_checkpoin
         assert!(is_refused(&outputs[4]), "{outputs:?}");
     });
 }
+
+#[test]
+fn a_replica_that_falls_behind_before_the_commit_is_left_out_of_the_checkpoint() {
+    for gone in [ReplicaState::Behind, ReplicaState::Disconnected] {
+        with_two_volumes(|mut fixture, first, second| {
+            prepare_both(&mut fixture, first, second);
+            fixture.offer(Input::Prepared(first, Ok(())));
+            let commit = Output::Commit { member: second, epoch: 5 };
+            let left = fixture.offer(Input::Replica(first, gone));
+            assert_eq!(left, [Output::LeftOut(first)], "also one that has prepared");
+            assert_eq!(fixture.offer(Input::Prepared(second, Ok(()))), [commit]);
+            let outputs = fixture.offer(Input::Committed(second, Ok(())));
+            assert_eq!(outputs[2], Output::Answer(COMMAND, Ok(())));
+        });
+    }
+}
+
+#[test]
+fn a_replica_that_falls_behind_while_its_epoch_is_asked_for_is_not_asked_to_prepare() {
+    with_two_volumes(|mut fixture, first, second| {
+        fixture.offer(Input::Begin { command: COMMAND, is_urgent: false });
+        fixture.offer(Input::Barrier(VolumeIndex(0), Ok(())));
+        fixture.offer(Input::Barrier(VolumeIndex(1), Ok(())));
+        assert_eq!(fixture.offer(Input::Replica(first, ReplicaState::Behind)), [Output::LeftOut(first)]);
+        // It is back on a new connection, which says nothing of the old one.
+        assert_eq!(fixture.offer(Input::Replica(first, ReplicaState::Current)), []);
+        let asked = fixture.offer(Input::Epoch(second, Ok(5)));
+        assert_eq!(asked, [Output::Prepare { member: second, epoch: 5 }]);
+    });
+}
+
+#[test]
+fn a_checkpoint_that_everybody_has_left_fails() {
+    with_two_volumes(|mut fixture, first, second| {
+        prepare_both(&mut fixture, first, second);
+        fixture.offer(Input::Replica(first, ReplicaState::Disconnected));
+        fixture.0.remove_member(second);
+        let outputs = fixture.outputs();
+        assert_eq!(outputs[..2], released(false));
+        let failure = Failure { refused: Refused::NoReplica, member: None, volume: None };
+        assert_eq!(outputs[2..], [Output::Answer(COMMAND, Err(failure))]);
+    });
+}

@@ -6,6 +6,7 @@
 
 use super::entry::Phase;
 use super::{Command, Primary};
+use crate::order::EntryIndex;
 use crate::{CommandId, ConnectionId, Event, Refused, Request, Stage};
 
 /// A barrier that is up.
@@ -119,6 +120,16 @@ impl Primary<'_> {
         self.barrier = Some(Barrier { is_reached: true, ..barrier });
         self.notices.answer(barrier.command, Ok(()));
         true
+    }
+
+    /// Whether an entry that has begun must not ask a replica again: the barrier was reached, and the replicas have been
+    /// told how many modifications came before it. The entry goes on after it.
+    pub(super) fn must_stand_still(&mut self, index: EntryIndex) -> bool {
+        let is_reached = self.barrier.is_some_and(|barrier| barrier.is_reached);
+        if is_reached && let Some(work) = self.table.get_mut(index) {
+            work.is_after_barrier = true;
+        }
+        is_reached
     }
 
     /// Everything that waited for the barrier goes on. One that was not reached is answered with `reason`.

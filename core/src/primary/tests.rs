@@ -317,6 +317,22 @@ fn a_flush_covers_the_replicas_and_one_that_fails_is_behind() {
 }
 
 #[test]
+fn what_a_replica_wants_again_waits_for_the_release_of_the_barrier() {
+    let mut bench = Bench::running();
+    let id = bench.request(Op::WriteZeroes { may_unmap: true, fast: true, fua: false }, 0, 4096);
+    bench.command(Command::Barrier { is_urgent: false }).unwrap();
+    bench.ok(Device::Disk);
+    bench.ok(SECOND);
+    bench.end(FIRST, Err(Errno::Unsupported));
+    assert_eq!(bench.devices(), [], "one more modification would be one that was not counted");
+    bench.command(Command::Release { is_checkpoint: true }).unwrap();
+    assert_eq!(bench.devices(), [FIRST]);
+    bench.ok(FIRST);
+    assert_eq!(bench.reply(id), Some(Ok(Outcome::Done)));
+    assert!(!bench.is_behind(0));
+}
+
+#[test]
 fn a_leg_that_refuses_fast_zeroes_gets_them_without() {
     let mut bench = Bench::running();
     let id = bench.request(Op::WriteZeroes { may_unmap: true, fast: true, fua: false }, 0, 4096);

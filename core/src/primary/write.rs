@@ -111,6 +111,9 @@ impl Primary<'_> {
             }
             return Step::Sleep;
         };
+        if device != Device::Disk && mirror.slow.has(Legs::of(device)) && self.must_stand_still(index) {
+            return Step::Sleep;
+        }
         let action = match work.request.op {
             Op::Write { data, fua } => Action::Write { data, fua },
             Op::WriteZeroes { may_unmap, fast, fua } => {
