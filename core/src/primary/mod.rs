@@ -294,11 +294,7 @@ impl<'m> Primary<'m> {
         let is_after_barrier = is_modification && !is_awaited && self.barrier.is_some();
         let access = Access { extent: request.extent, is_read: !is_modification, passes_exempt: false };
         let work = Work { is_after_barrier, ..Work::new(connection, *request) };
-        let index = self.table.insert(access, work).ok_or(Refused::Busy)?;
-        if is_awaited && self.table.is_blocked(index) {
-            // What came earlier and overlaps it has to go before the barrier too.
-            self.let_waiting_go();
-        }
+        self.table.insert(access, work).ok_or(Refused::Busy)?;
         Ok(())
     }
 

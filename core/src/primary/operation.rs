@@ -138,7 +138,16 @@ impl Primary<'_> {
         if !barrier.is_reached {
             self.notices.answer(barrier.command, Err(reason));
         }
-        self.let_waiting_go();
+        self.connections.lower_barrier();
+        let mut next = self.table.following(None);
+        while let Some(index) = next {
+            next = self.table.following(Some(index));
+            if let Some(work) = self.table.get_mut(index)
+                && core::mem::replace(&mut work.is_after_barrier, false)
+            {
+                self.table.wake(index);
+            }
+        }
     }
 
     /// Whether a piece belongs before a barrier that is up and not urgent: its request began before.
@@ -153,19 +162,5 @@ impl Primary<'_> {
     pub(super) fn awaits_pieces(&self) -> bool {
         self.barrier.is_some_and(|barrier| !barrier.is_urgent && !barrier.is_reached)
             && self.connections.unfinished().next().is_some()
-    }
-
-    /// Everything that waits for a barrier goes on.
-    pub(super) fn let_waiting_go(&mut self) {
-        self.connections.lower_barrier();
-        let mut next = self.table.following(None);
-        while let Some(index) = next {
-            next = self.table.following(Some(index));
-            if let Some(work) = self.table.get_mut(index)
-                && core::mem::replace(&mut work.is_after_barrier, false)
-            {
-                self.table.wake(index);
-            }
-        }
     }
 }
