@@ -89,6 +89,30 @@ class FailingReplica(DiskTest):
             self.pair.secondary.process.thaw()
         self.assert_failover_gives_the_checkpoint()
 
+    def test_with_a_frozen_replica_no_write_is_answered_before_the_time_out_unless_its_granule_is_dirty(self):
+        self.pair.secondary.process.freeze()
+        try:
+            began = time.monotonic()
+            cookies = [self.primary.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(b"w" * 4096)), place)
+                       for place in (0, 3 * MIB, 5 * MIB)]
+            while time.monotonic() < began + 1.5:
+                self.primary.poll(100)
+                self.assertFalse(any(self.primary.aio_command_completed(cookie) for cookie in cookies))
+            while self.primary.aio_in_flight():
+                self.primary.poll(1000)
+            waited = time.monotonic() - began
+            self.assertGreater(waited, 1.9)
+            self.assertLess(waited, PATIENCE_S)
+            # These granules are dirty now; and others need not wait for a replica that is given up.
+            began = time.monotonic()
+            for place in (0, 3 * MIB, 5 * MIB):
+                self.primary.pwrite(b"again" * 800, place)
+            self.assertLess(time.monotonic() - began, 1.0)
+            self.assert_behind()
+        finally:
+            self.pair.secondary.process.thaw()
+        self.assert_failover_gives_the_checkpoint()
+
     def test_a_link_that_swallows_everything_is_given_up(self):
         self.link.freeze()
         self.write_on()

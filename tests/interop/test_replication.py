@@ -272,6 +272,79 @@ class FullBuffer(RoleTest):
         self.assertEqual(self.guest.pread(5, 10), b"again")
 
 
+class FullBufferOfAPair(RoleTest):
+    """A buffer of a quarter of the disk, and a primary whose guest must not be disturbed."""
+
+    QUARTER = SIZE // 4
+
+    def enter(self, *secondary, primary=()):
+        self.pair = self.enter_pair(buffer_bytes=self.QUARTER, secondary_arguments=secondary,
+                                    primary_arguments=primary)
+        self.primary = self.connect(self.pair.primary_uri)
+        self.guest = self.connect(self.pair.guest_uri)
+
+    def test_without_a_checkpoint_the_replica_is_behind_and_the_view_is_preserved(self):
+        self.enter("--stall-max", "200ms")
+        self.primary.pwrite(SPECULATIVE, 0)
+        self.primary.pwrite(SPECULATIVE, HALF)
+        self.assertEqual(self.primary.pread(SIZE, 0), SPECULATIVE + SPECULATIVE)
+        self.assertTrue(self.pair.primary.volume()["replicas"][0]["behind"])
+        self.assertTrue(self.pair.secondary.error()["error"])
+        self.assertEqual(self.guest.pread(SIZE, 0), OLD + OLD)
+        self.assert_qmp_refused(self.pair.primary.qmp.call, "xen-colo-do-checkpoint")
+        self.assertEqual(self.guest.pread(SIZE, 0), OLD + OLD)
+        self.pair.failover()
+        self.pair.secondary.wait_for("done", lambda volume: volume["stage"] == "done")
+        self.assertEqual(self.on_disk("secondary.raw"), OLD + OLD)
+
+    def test_a_primary_that_takes_checkpoints_by_itself_takes_one_at_once(self):
+        # The next one in its rhythm would come long after the writes were refused.
+        self.enter("--stall-max", "5s", primary=["--checkpoint-every", "60s"])
+        for _ in range(3):
+            self.primary.pwrite(SPECULATIVE, 0)
+            self.primary.pwrite(OWN, HALF)
+        self.assertGreater(self.pair.primary.volume()["checkpoint_us"]["count"], 3)
+        self.assert_twins(self.pair)
+
+    def test_a_checkpoint_by_command_lets_the_held_writes_go_on(self):
+        self.enter("--stall-max", "10s")
+        data = nbd.Buffer.from_bytearray(bytearray(SPECULATIVE))
+        cookie = self.primary.aio_pwrite(data, 0)
+        for _ in range(5):
+            self.pair.secondary.wait_for("holding a write", lambda volume: volume["buffer"]["held"] > 0)
+            self.pair.primary.qmp.call("xen-colo-do-checkpoint")
+            self.primary.poll(100)
+            if self.primary.aio_command_completed(cookie):
+                break
+        else:
+            self.fail("the write is still held")
+        self.assert_twins(self.pair)
+
+    def test_a_failover_answers_held_writes_and_their_bytes_are_not_on_the_disk(self):
+        self.enter("--stall-max", "60s")
+        self.primary.pwrite(OWN[:self.QUARTER], 0)
+        cookie = self.primary.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(SPECULATIVE)), HALF)
+        self.pair.secondary.wait_for("holding a write", lambda volume: volume["buffer"]["held"] > 0)
+        self.pair.failover()
+        while not self.primary.aio_command_completed(cookie):
+            self.primary.poll(1000)
+        self.assertTrue(self.pair.primary.volume()["replicas"][0]["behind"])
+        self.pair.secondary.wait_for("done", lambda volume: volume["stage"] == "done")
+        self.assertEqual(self.on_disk("secondary.raw"), OLD + OLD)
+
+    def test_break_lets_everything_through_and_a_checkpoint_of_the_pair_mends_the_view(self):
+        self.enter("--when-full", "break")
+        self.primary.pwrite(SPECULATIVE, 0)
+        self.assert_refused("EIO", self.guest.pread, 512, 0)
+        self.assert_refused("EIO", self.guest.pwrite, b"x" * 512, 0)
+        self.assertIn("stop", self.assert_qmp_refused(self.pair.failover))
+        self.assertEqual(self.pair.secondary.volume()["stage"], "running")
+        self.assertFalse(self.pair.primary.volume()["replicas"][0]["behind"])
+        self.pair.checkpoint()
+        self.assertEqual(self.guest.pread(SIZE, 0), SPECULATIVE + OLD)
+        self.assert_twins(self.pair)
+
+
 class Pair(RoleTest):
     """Both daemons; the checkpoint is one act of the primary."""
 

@@ -253,7 +253,7 @@ impl Secondary<'_> {
             }
             Ok(Outcome::Done) => {}
             Err(errno) => {
-                walk.failure = walk.failure.or(Some(errno));
+                walk.failure = walk.failure.or(Some(told(device, errno)));
                 self.record(if device == Device::Buffer {
                     ErrorKind::Buffer
                 } else {
@@ -292,7 +292,7 @@ impl Secondary<'_> {
     ) {
         if let Err(errno) = result {
             self.record(if device == Device::Buffer { ErrorKind::Buffer } else { ErrorKind::SecondaryDisk });
-            self.enter(index, Phase::GuestFlush(GuestFlush { failure: Some(errno), ..flush }));
+            self.enter(index, Phase::GuestFlush(GuestFlush { failure: Some(told(device, errno)), ..flush }));
         }
         self.table.wake(index);
     }
@@ -301,4 +301,13 @@ impl Secondary<'_> {
 /// The part of a request's data that belongs to a part of its extent.
 const fn within(work: &Work, data: Data, part: Extent) -> Data {
     data.part((part.offset - work.request.extent.offset) as u32, part.length as u32)
+}
+
+/// What the guest is told of a failed transfer. The buffer's device is not its disk: that it is full, say, means nothing
+/// to the guest.
+pub(super) const fn told(device: Device, errno: Errno) -> Errno {
+    match device {
+        Device::Buffer => Errno::Io,
+        Device::Disk | Device::Replica(_) => errno,
+    }
 }

@@ -272,6 +272,7 @@ impl Secondary<'_> {
 
     fn keep_failed(&mut self, index: EntryIndex, work: &Work, device: Device, errno: Errno) {
         self.drop_scratch(index);
+        let errno = if work.origin == Origin::Guest { super::guest::told(device, errno) } else { errno };
         self.end(index, Err(errno));
         match (work.origin, device) {
             (Origin::Replication, _) => {
