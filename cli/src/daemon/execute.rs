@@ -152,6 +152,10 @@ impl Daemon {
             // A checkpoint that finds another one under way waits for it.
             Err((place, Refused::InProgress))
                 if is_waiting_allowed && self.volumes[selected[place]].is_primary() => {}
+            Err((place, Refused::NoReplica)) => {
+                let text = self.no_replica_text(selected[place]);
+                return self.fail(&asker, &text);
+            }
             Err((place, refused)) => {
                 let name = self.volumes[selected[place]].name.clone();
                 return self.refuse(&asker, refused, &name);
@@ -178,6 +182,14 @@ impl Daemon {
         } else {
             self.end_job(job);
         }
+    }
+
+    /// Why there is no checkpoint of a volume whose replicas all miss something; it names them.
+    fn no_replica_text(&self, place: usize) -> String {
+        let volume = &self.volumes[place];
+        let names: Vec<&str> = volume.attached().map(|(_, replica)| replica.name.as_str()).collect();
+        let refused = RefusalText { refused: Refused::NoReplica, volume: &volume.name };
+        format!("{refused} (behind: {})", names.join(", "))
     }
 
     /// Gives a volume an order for a job.

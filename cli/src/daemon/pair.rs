@@ -338,19 +338,6 @@ impl Daemon {
                 && wanted.volume.is_none_or(|only| only == volume);
             let _ = self.pair.coordinator.enrol(VolumeIndex(volume as u16), is_in);
         }
-        // A replica without a control address is no member; but nothing must pass for a checkpoint that none can have.
-        let lacks_all = |volume: &usize| {
-            let this = &self.volumes[*volume];
-            let is_in = wanted.volume.is_none_or(|only| only == *volume) && this.stage() == Stage::Running;
-            let replicas = this.replica_reports();
-            let has_member = this.attached().any(|(_, replica)| replica.member.is_some());
-            is_in && !has_member && !replicas.is_empty() && replicas.iter().all(|replica| replica.is_behind)
-        };
-        if let Some(volume) = (0..self.volumes.len()).find(lacks_all) {
-            let command = self.jobs.expect(Waiting::Job { job: wanted.job, volume });
-            self.jobs.answered(command);
-            return self.answered(wanted.job, volume, Err(Refused::NoReplica));
-        }
         let command = self.jobs.expect(Waiting::Pair { job: wanted.job });
         let begin = Input::Begin { command, is_urgent: wanted.is_urgent };
         let _ = self.pair.coordinator.handle_input(self.now, begin);

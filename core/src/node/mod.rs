@@ -94,6 +94,10 @@ impl Managed for crate::primary::Primary<'_> {
             Operation::Start { primary } => self.check_command(&Command::Start { primary }),
             Operation::Stop { .. } => self.check_command(&Command::Stop),
             Operation::Checkpoint { .. } if self.stage() == Stage::Done => Ok(()),
+            // Never a checkpoint while something is missing everywhere, with or without control addresses.
+            Operation::Checkpoint { .. } if self.stage() == Stage::Running && self.is_alone() => {
+                Err(Refused::NoReplica)
+            }
             Operation::Checkpoint { .. } => self.check_command(&Command::Barrier { is_urgent: false }),
         }
     }

@@ -115,6 +115,13 @@ impl Primary<'_> {
         self.replicas.iter().any(|replica| replica.is_attached() && replica.is_behind)
     }
 
+    /// Whether replicas are attached and every one of them misses something.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        let mut attached = self.replicas.iter().filter(|replica| replica.is_attached()).peekable();
+        attached.peek().is_some() && attached.all(|replica| replica.is_behind)
+    }
+
     pub(super) fn is_reachable(&self, replica: usize) -> bool {
         self.replicas.get(replica).is_some_and(|place| place.link == Link::Up)
     }

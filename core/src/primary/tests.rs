@@ -298,6 +298,21 @@ fn a_read_that_fails_goes_to_a_replica_that_misses_nothing() {
 }
 
 #[test]
+fn with_every_replica_behind_there_is_no_checkpoint() {
+    use crate::node::{Managed, Operation};
+    let checkpoint = Operation::Checkpoint { force: false };
+    let mut bench = Bench::running();
+    bench.offer(Input::Missing(0)).unwrap();
+    assert_eq!(bench.machine.check(checkpoint), Ok(()));
+    bench.offer(Input::Missing(1)).unwrap();
+    assert_eq!(bench.machine.check(checkpoint), Err(Refused::NoReplica));
+    for replica in [0, 1] {
+        bench.command(Command::Detach { replica }).unwrap();
+    }
+    assert_eq!(bench.machine.check(checkpoint), Ok(()), "with none there is only the barrier");
+}
+
+#[test]
 fn a_flush_covers_the_replicas_and_one_that_fails_is_behind() {
     let mut bench = Bench::running();
     let id = bench.request(Op::Flush, 0, 0);
