@@ -26,7 +26,7 @@ struct Common {
     /// Which back end does the I/O.
     #[arg(long, value_enum, default_value_t)]
     backend: Backend,
-    /// Most NBD connections at a time; memory for each is reserved at start.
+    /// Most NBD connections at a time; further clients wait until one has gone.
     #[arg(long, value_name = "COUNT", default_value_t = 32)]
     max_connections: u16,
     /// A peer that has been silent this long is taken for dead.
