@@ -168,6 +168,7 @@ impl Workshop<'_> {
         let geometry = disk.geometry();
         let machine = Secondary::new(config, geometry, buffer.geometry(), storage)
             .map_err(|error| refused(&name, secondary_text(error)))?;
+        let geometry = Geometry { block_bytes: machine.block_bytes(), ..geometry };
         self.serve(volume, &spec.listen, &spec.export, Port::Replication, &geometry, false);
         self.serve(volume, &spec.guest, spec.guest_export(), Port::Guest, &geometry, spec.guest_read_only);
         Ok(Volume {
@@ -224,7 +225,7 @@ const fn primary_text(error: primary::ConfigError) -> &'static str {
 const fn secondary_text(error: secondary::ConfigError) -> &'static str {
     match error {
         secondary::ConfigError::Disk => {
-            "the disk is empty or read-only; give it one with bytes that may be written"
+            "the disk is empty, read-only or no multiple of the buffer's blocks; give it one with whole blocks that may be written"
         }
         secondary::ConfigError::Buffer => {
             "the buffer is read-only or smaller than one granule; make it larger"

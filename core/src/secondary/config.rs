@@ -50,7 +50,7 @@ pub enum ConfigError {
     Table,
     /// There is no scratch buffer, or more than 64.
     Scratch,
-    /// The disk is empty, or takes no modifications.
+    /// The disk is empty, or takes no modifications, or ends within a block of the buffer's device.
     Disk,
     /// The buffer's device is smaller than one granule, or takes no modifications.
     Buffer,
@@ -91,7 +91,9 @@ pub(super) fn check(
     if config.scratch_count == 0 || config.scratch_count > 64 {
         return Err(ConfigError::Scratch);
     }
-    if disk.size_bytes == 0 || disk.capabilities.contains(Capabilities::READ_ONLY) {
+    let block = u64::from(buffer.block_bytes.max(1));
+    let is_whole = disk.size_bytes != 0 && disk.size_bytes.is_multiple_of(block);
+    if !is_whole || disk.capabilities.contains(Capabilities::READ_ONLY) {
         return Err(ConfigError::Disk);
     }
     if buffer.size_bytes < u64::from(granule) || buffer.capabilities.contains(Capabilities::READ_ONLY) {

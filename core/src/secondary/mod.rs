@@ -150,6 +150,8 @@ pub struct Progress {
 pub struct Secondary<'m> {
     config: Config,
     disk: Geometry,
+    /// Of both devices, the larger.
+    block_bytes: u32,
     table: Table<'m, Work>,
     buffer: Buffer<'m>,
     connections: Connections<'m, Client>,
@@ -207,6 +209,7 @@ impl<'m> Secondary<'m> {
         Ok(Self {
             config,
             disk,
+            block_bytes: disk.block_bytes.max(buffer.block_bytes),
             table: Table::new(table),
             buffer: Buffer::new(nodes, config.granule_bytes, disk.size_bytes, slots),
             connections: Connections::new(connections),
@@ -232,6 +235,12 @@ impl<'m> Secondary<'m> {
     #[must_use]
     pub const fn size_bytes(&self) -> u64 {
         self.disk.size_bytes
+    }
+
+    /// Offsets and lengths of requests are multiples of this: a guest's request goes to the disk or to the buffer.
+    #[must_use]
+    pub const fn block_bytes(&self) -> u32 {
+        self.block_bytes
     }
 
     /// Where it stands.
@@ -357,7 +366,7 @@ impl<'m> Secondary<'m> {
     /// Takes a piece in.
     fn take(&mut self, connection: ConnectionId, request: &Request) -> Result<(), Refused> {
         let port = self.connections.find(connection).ok_or(Refused::Stale)?.about.port;
-        request.check(self.disk.size_bytes, self.disk.block_bytes, self.config.window_bytes)?;
+        request.check(self.disk.size_bytes, self.block_bytes, self.config.window_bytes)?;
         let origin = match port {
             Port::Replication => Origin::Replication,
             Port::Guest => Origin::Guest,

@@ -295,3 +295,44 @@ fn zeroes_over_a_hole_are_in_the_order_of_granules_too() {
     rig.run();
     assert_eq!(rig.read(GUEST, 199, 3).unwrap(), b"\0g\0");
 }
+
+#[test]
+fn requests_are_whole_blocks_of_the_disk_and_of_the_buffer() {
+    use crate::block::Geometry;
+    use crate::buffer::index::{Index, Node};
+    use crate::order::Slot;
+    use crate::secondary::{Config, ConfigError, Connection, Port, Secondary, Storage};
+    use crate::{BufferIndex, Data, Micros};
+
+    let make = |disk_bytes| {
+        let config = Config {
+            granule_bytes: 4096,
+            window_bytes: 4096,
+            when_full: WhenFull::Stall,
+            stall_max: Micros::from_ms(500),
+            replication_requests: 1,
+            guest_requests: 1,
+            scratch_first: BufferIndex(0),
+            scratch_count: 1,
+        };
+        let storage = Storage {
+            table: vec![Slot::FREE; 3].leak(),
+            nodes: vec![Node::EMPTY; Index::nodes_for(16)].leak(),
+            connections: vec![Connection::FREE; 1].leak(),
+        };
+        let capabilities = Capabilities::FLUSH | Capabilities::WRITE_ZEROES;
+        let disk = Geometry { size_bytes: disk_bytes, block_bytes: 1, capabilities };
+        let buffer = Geometry { size_bytes: 65536, block_bytes: 512, capabilities };
+        Secondary::new(config, disk, buffer, storage)
+    };
+    assert_eq!(make(8192 + 1).err(), Some(ConfigError::Disk), "its last block is none");
+    let mut machine = make(8192).unwrap();
+    assert_eq!(machine.block_bytes(), 512);
+    let now = Micros(0);
+    machine
+        .handle_input(now, Input::Opened { connection: GUEST, port: Port::Guest, identity: None })
+        .unwrap();
+    let data = Data { buffer: BufferIndex(1), offset: 0, length: 100 };
+    let read = Request::whole(RequestId(1), Op::Read(data), Extent { offset: 0, length: 100 });
+    assert_eq!(machine.handle_input(now, Input::Request(GUEST, read)), Err(Refused::BadRequest));
+}
