@@ -3,6 +3,8 @@
 The cases are those of QEMU's own unit test of its replication driver (tests/unit/test-replication.c), taken as facts,
 over NBD and QMP; and the two ways to take over.
 """
+import threading
+
 import nbd
 
 from fixture import MIB, DiskTest, twinblock
@@ -283,6 +285,12 @@ class FullBufferOfAPair(RoleTest):
         self.primary = self.connect(self.pair.primary_uri)
         self.guest = self.connect(self.pair.guest_uri)
 
+    def write_in_background(self, data, offset):
+        """Its end is waited for with `join`."""
+        thread = threading.Thread(target=self.primary.pwrite, args=(data, offset), daemon=True)
+        thread.start()
+        return thread
+
     def test_without_a_checkpoint_the_replica_is_behind_and_the_view_is_preserved(self):
         self.enter("--stall-max", "200ms")
         self.primary.pwrite(SPECULATIVE, 0)
@@ -308,26 +316,23 @@ class FullBufferOfAPair(RoleTest):
 
     def test_a_checkpoint_by_command_lets_the_held_writes_go_on(self):
         self.enter("--stall-max", "10s")
-        data = nbd.Buffer.from_bytearray(bytearray(SPECULATIVE))
-        cookie = self.primary.aio_pwrite(data, 0)
-        for _ in range(5):
-            self.pair.secondary.wait_for("holding a write", lambda volume: volume["buffer"]["held"] > 0)
-            self.pair.primary.qmp.call("xen-colo-do-checkpoint")
-            self.primary.poll(100)
-            if self.primary.aio_command_completed(cookie):
-                break
-        else:
-            self.fail("the write is still held")
+        self.primary.pwrite(OWN[:self.QUARTER], 0)
+        write = self.write_in_background(SPECULATIVE[:self.QUARTER], HALF)
+        self.pair.secondary.wait_for("holding a write", lambda volume: volume["buffer"]["held"] > 0)
+        self.pair.primary.qmp.call("xen-colo-do-checkpoint")
+        write.join(5)
+        self.assertFalse(write.is_alive(), "the write is still held")
+        self.assertEqual(self.guest.pread(SIZE, 0), OWN[:self.QUARTER] + (OLD + OLD)[self.QUARTER:])
         self.assert_twins(self.pair)
 
     def test_a_failover_answers_held_writes_and_their_bytes_are_not_on_the_disk(self):
         self.enter("--stall-max", "60s")
         self.primary.pwrite(OWN[:self.QUARTER], 0)
-        cookie = self.primary.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(SPECULATIVE)), HALF)
+        write = self.write_in_background(SPECULATIVE, HALF)
         self.pair.secondary.wait_for("holding a write", lambda volume: volume["buffer"]["held"] > 0)
         self.pair.failover()
-        while not self.primary.aio_command_completed(cookie):
-            self.primary.poll(1000)
+        write.join(5)
+        self.assertFalse(write.is_alive(), "the write is still held")
         self.assertTrue(self.pair.primary.volume()["replicas"][0]["behind"])
         self.pair.secondary.wait_for("done", lambda volume: volume["stage"] == "done")
         self.assertEqual(self.on_disk("secondary.raw"), OLD + OLD)
