@@ -8,7 +8,7 @@ use twinblock_tests::simulator::{coverage::Coverage, run_seeds, secondary};
 
 #[test]
 fn a_secondary_shows_and_keeps_what_the_model_says() {
-    let coverage = run_seeds("a_secondary", 2_000, secondary::run);
+    let coverage = run_seeds("simulator", "a_secondary", 2_000, secondary::run);
     println!("{coverage}");
 }
 

@@ -4,7 +4,7 @@ use super::write::Legs;
 use super::{Config, Primary};
 use crate::bitmap::Bitmap;
 use crate::block::{Capabilities, Geometry};
-use crate::{Device, Event, Refused, ReplicaState};
+use crate::{Device, Event, Extent, Refused, ReplicaState};
 
 /// One replica with its dirty bitmap; an array of these is borrowed by the machine.
 ///
@@ -120,6 +120,14 @@ impl Primary<'_> {
     pub fn is_alone(&self) -> bool {
         let mut attached = self.replicas.iter().filter(|replica| replica.is_attached()).peekable();
         attached.peek().is_some() && attached.all(|replica| replica.is_behind)
+    }
+
+    /// Whether a replica is known to miss some of these bytes. False if there is no such place.
+    #[must_use]
+    pub fn misses(&self, replica: u8, extent: Extent) -> bool {
+        let (first, count) = self.granules(extent);
+        let dirty = self.replicas.get(usize::from(replica)).and_then(|place| place.dirty.as_ref());
+        dirty.is_some_and(|dirty| dirty.is_any_set(first, count))
     }
 
     pub(super) fn is_reachable(&self, replica: usize) -> bool {

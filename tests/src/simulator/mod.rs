@@ -30,13 +30,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 /// Runs one script. With `is_traced` every step is printed to stderr.
 pub type Run = fn(seed: u64, is_traced: bool) -> Coverage;
 
-/// Runs the seeds `0..count` of a script, or only the one in `TWINBLOCK_SEED`; `TWINBLOCK_SEEDS` overrides the count, and
+/// Runs the seeds `0..count` of a script that `test` of the test program `program` runs, or only the one in `TWINBLOCK_SEED`; `TWINBLOCK_SEEDS` overrides the count, and
 /// `TWINBLOCK_ALL=1` goes on after a failure.
 /// A seed that fails is run again with its steps printed.
 ///
 /// # Panics
 /// If a seed fails; the message says how to replay it.
-pub fn run_seeds(test: &str, count: u64, run: Run) -> Coverage {
+pub fn run_seeds(program: &str, test: &str, count: u64, run: Run) -> Coverage {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seeds = match number("TWINBLOCK_SEED") {
         Some(seed) => seed..seed + 1,
@@ -63,14 +63,14 @@ pub fn run_seeds(test: &str, count: u64, run: Run) -> Coverage {
     for outcome in outcomes {
         match outcome {
             Ok(met) => coverage.merge(&met),
-            Err(seed) => replay(test, seed, run),
+            Err(seed) => replay(program, test, seed, run),
         }
     }
     coverage
 }
 
 /// Runs a seed that failed once more and prints its last steps.
-fn replay(test: &str, seed: u64, run: Run) -> ! {
+fn replay(program: &str, test: &str, seed: u64, run: Run) -> ! {
     trace::clear();
     let outcome = catch_unwind(AssertUnwindSafe(|| run(seed, true)));
     for line in trace::take() {
@@ -78,7 +78,7 @@ fn replay(test: &str, seed: u64, run: Run) -> ! {
     }
     let verdict = if outcome.is_err() { "failed twice" } else { "failed once and then passed" };
     panic!(
-        "seed {seed} {verdict}; replay: TWINBLOCK_SEED={seed} cargo test -p twinblock-tests --test simulator {test} \
+        "seed {seed} {verdict}; replay: TWINBLOCK_SEED={seed} cargo test -p twinblock-tests --test {program} {test} \
          -- --nocapture"
     );
 }

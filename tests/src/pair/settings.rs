@@ -1,0 +1,143 @@
+//! What a seed chooses for a pair.
+
+use fastrand::Rng;
+use twinblock_core::block::{Capabilities, Geometry};
+use twinblock_core::buffer::index::Index;
+use twinblock_core::secondary::WhenFull;
+use twinblock_core::{BufferIndex, Micros, primary, secondary};
+
+use crate::simulator::disk::Faults;
+use crate::simulator::settings::pick;
+
+/// Places for replicas.
+pub(super) const REPLICAS: usize = 2;
+
+/// The choices.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Settings {
+    pub(super) size_bytes: u64,
+    pub(super) primary: primary::Config,
+    pub(super) primary_places: usize,
+    pub(super) secondary: secondary::Config,
+    pub(super) slots: u64,
+    pub(super) nodes: usize,
+    /// How many replicas there are.
+    pub(super) replicas: usize,
+    pub(super) primary_faults: Faults,
+    pub(super) secondary_faults: Faults,
+    /// How long the coordinator waits.
+    pub(super) timeout: Micros,
+    /// Steps of the random part.
+    pub(super) steps: u64,
+    /// Per thousand steps: how often a link is cut, and how often a question or an answer of the coordinator is lost.
+    pub(super) cuts: u32,
+    pub(super) losses: u32,
+    /// Per thousand steps: how often a manager forces something.
+    pub(super) managers: u32,
+    /// Percent of the requests that aim at one small region.
+    pub(super) focus_percent: u32,
+}
+
+impl Settings {
+    /// For scripts: everything succeeds, and there is room.
+    pub(super) fn plain(replicas: usize) -> Self {
+        let size_bytes = 24 * 1024 + 300;
+        Self {
+            size_bytes,
+            primary: primary::Config { window_bytes: 4096, dirty_granule_bytes: 2048, block_bytes: 1 },
+            primary_places: 16,
+            secondary: secondary::Config {
+                granule_bytes: 512,
+                window_bytes: 2048,
+                when_full: WhenFull::Stall,
+                stall_max: Micros::from_ms(500),
+                replication_requests: 8,
+                guest_requests: 8,
+                scratch_first: BufferIndex(0),
+                scratch_count: 2,
+            },
+            slots: 128,
+            nodes: Index::nodes_for(128),
+            replicas,
+            primary_faults: Faults::NONE,
+            secondary_faults: Faults::NONE,
+            timeout: Micros::from_ms(50),
+            steps: 0,
+            cuts: 0,
+            losses: 0,
+            managers: 0,
+            focus_percent: 30,
+        }
+    }
+
+    /// The choices of a seed.
+    pub(super) fn choose(rng: &mut Rng) -> Self {
+        let granule_bytes = pick(rng, &[512_u32, 512, 1024]);
+        let size_bytes = rng.u64(4_096..14_000);
+        let granules = size_bytes.div_ceil(granule_bytes.into());
+        let faults = |rng: &mut Rng| Faults {
+            per_million: pick(rng, &[0, 0, 0, 500, 10_000]),
+            slow_zeroes_percent: pick(rng, &[0, 0, 50]),
+        };
+        Self {
+            size_bytes,
+            primary: primary::Config {
+                window_bytes: pick(rng, &[1024, 2048, 4096]),
+                dirty_granule_bytes: pick(rng, &[512, 1024, 2048]),
+                block_bytes: 1,
+            },
+            primary_places: rng.usize(2..=24),
+            secondary: secondary::Config {
+                granule_bytes,
+                window_bytes: granule_bytes * pick(rng, &[1, 2, 4]),
+                when_full: if rng.u8(..6) == 0 { WhenFull::Break } else { WhenFull::Stall },
+                stall_max: Micros(pick(rng, &[0, 500, 20_000, 100_000])),
+                replication_requests: pick(rng, &[1, 3, 8]),
+                guest_requests: pick(rng, &[1, 4]),
+                scratch_first: BufferIndex(0),
+                scratch_count: pick(rng, &[1, 2]),
+            },
+            slots: match rng.u8(..4) {
+                0 => rng.u64(1..=4),
+                1 => granules / 2 + 1,
+                _ => granules * 3,
+            },
+            nodes: Index::nodes_for(2 * granules as usize + 2),
+            replicas: rng.usize(1..=REPLICAS),
+            primary_faults: faults(rng),
+            secondary_faults: faults(rng),
+            timeout: Micros(pick(rng, &[2_000, 20_000, 200_000])),
+            steps: rng.u64(200..700),
+            cuts: pick(rng, &[0, 0, 3, 15]),
+            losses: pick(rng, &[0, 0, 10, 40]),
+            managers: pick(rng, &[0, 0, 5]),
+            focus_percent: pick(rng, &[0, 50, 90]),
+        }
+    }
+
+    pub(super) fn geometry(&self) -> Geometry {
+        let capabilities =
+            Capabilities::FLUSH | Capabilities::WRITE_ZEROES | Capabilities::FAST_ZERO | Capabilities::STATUS;
+        Geometry { size_bytes: self.size_bytes, block_bytes: 1, capabilities }
+    }
+
+    pub(super) fn buffer(&self) -> Geometry {
+        let size_bytes = self.slots * u64::from(self.secondary.granule_bytes);
+        Geometry { size_bytes, ..self.geometry() }
+    }
+
+    pub(super) fn secondary_places(&self) -> usize {
+        usize::from(self.secondary.replication_requests) + usize::from(self.secondary.guest_requests) + 2
+    }
+
+    /// Content of the disks: data with holes in it.
+    pub(super) fn content(&self, rng: &mut Rng) -> Vec<u8> {
+        let mut bytes = vec![0; self.size_bytes as usize];
+        for sector in bytes.chunks_mut(512) {
+            if rng.u8(..3) != 0 {
+                rng.fill(sector);
+            }
+        }
+        bytes
+    }
+}
