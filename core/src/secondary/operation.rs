@@ -76,10 +76,11 @@ impl Secondary<'_> {
             }
             (Command::Commit { epoch, claim }, Stage::Running) => {
                 self.check_epoch(epoch)?;
-                if self.prepared_by() == Some(claim) {
-                    self.check_not_pending()
-                } else {
-                    Err(Refused::OtherClaim)
+                match self.prepared_by() {
+                    // A write that was held at the prepare has been refused since.
+                    _ if is_behind => Err(Refused::Missing),
+                    Some(prepared) if prepared == claim => self.check_not_pending(),
+                    _ => Err(Refused::OtherClaim),
                 }
             }
             (Command::Checkpoint { .. }, Stage::None | Stage::FailoverFailed)

@@ -176,3 +176,14 @@ fn while_a_commit_is_carried_out_nothing_is_refused_and_nothing_goes_past_a_held
     assert_eq!(rig.read(GUEST, 2048, 7).unwrap(), b"ddddddd");
     assert_eq!(&rig.disk[2048..2055], b"hbehind");
 }
+
+#[test]
+fn a_commit_is_refused_once_a_write_that_was_held_at_the_prepare_has_been_refused() {
+    let mut rig = filled(WhenFull::Stall, 0);
+    rig.write(PRIMARY, 2048, b"held");
+    assert_eq!(rig.outcome(Command::Prepare { epoch: 1, claim: NAME, modifications: 2 }), Ok(()));
+    rig.wait(STALL_MAX);
+    assert_eq!(rig.machine.held(), 0);
+    assert_eq!(rig.command(Command::Commit { epoch: 1, claim: NAME }), Err(Refused::Missing));
+    assert_eq!(rig.machine.epoch(), 1);
+}
