@@ -19,7 +19,7 @@ fn a_pair_whose_links_and_devices_fail_never_shows_anything_but_a_checkpoint() {
             Plan { seed, steps_max: u64::MAX, ending: Ending::Any, has_faults: seed % 2 == 0, is_traced };
         pair::run(plan).1
     };
-    let coverage = run_seeds("a_pair", 2_000, run);
+    let coverage = run_seeds("simulator", "a_pair", 2_000, run);
     println!("{coverage}");
 }
 
@@ -39,7 +39,7 @@ fn cut_at_every_step(script: u64, is_traced: bool) -> Coverage {
 
 #[test]
 fn cut_at_every_step_a_failover_gives_the_last_checkpoint_and_a_stop_what_was_acknowledged() {
-    let coverage = run_seeds("cut_at_every_step", 12, cut_at_every_step);
+    let coverage = run_seeds("simulator", "cut_at_every_step", 12, cut_at_every_step);
     println!("{coverage}");
     assert!(coverage.met("take over", Stage::Running, "failover") > 1_000);
     assert!(coverage.met("take over", Stage::Running, "stop") > 1_000);

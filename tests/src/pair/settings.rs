@@ -107,7 +107,7 @@ impl Settings {
             primary_faults: faults(rng),
             secondary_faults: faults(rng),
             timeout: Micros(pick(rng, &[2_000, 20_000, 200_000])),
-            steps: rng.u64(200..700),
+            steps: rng.u64(150..450),
             cuts: pick(rng, &[0, 0, 3, 15]),
             losses: pick(rng, &[0, 0, 10, 40]),
             managers: pick(rng, &[0, 0, 5]),
