@@ -91,13 +91,22 @@ enum MemberStep {
     Answered,
 }
 
+impl MemberState {
+    const fn forget_unanswered(&mut self) {
+        if matches!(self.step, MemberStep::Sent) {
+            self.epoch = None;
+        }
+    }
+}
+
 impl MemberStep {
     const fn takes_part(self) -> bool {
         matches!(self, Self::Send | Self::Sent | Self::Answered)
     }
 }
 
-/// What is offered to a [`Coordinator`].
+/// What is offered to a [`Coordinator`]. The answers of one replica are offered in the order of its questions; those that
+/// were lost with a control link are offered as refused with [`Refused::TimedOut`], or not at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Input {
     /// Take a checkpoint of the volumes that are enrolled.
@@ -318,6 +327,7 @@ impl<'m> Coordinator<'m> {
         let state = self.member_mut(member).ok_or(Refused::Stale)?;
         state.replica = replica;
         if is_undecided && replica != ReplicaState::Current && state.step.takes_part() {
+            state.forget_unanswered();
             state.step = MemberStep::LeftOut;
         }
         Ok(())
@@ -357,13 +367,11 @@ impl<'m> Coordinator<'m> {
         Ok(())
     }
 
-    /// Ends it without a checkpoint. What was told to commit and has not answered has an unknown epoch.
+    /// Ends it without a checkpoint. Whoever has not answered has an unknown epoch: after a commit it may have moved on;
+    /// after a prepare the question for it comes between the late answer and the next prepare.
     fn fail(&mut self, refused: Refused, member: Option<MemberIndex>, volume: Option<VolumeIndex>) {
-        let is_committing = matches!(self.state, State::Commit(_));
         for state in self.members.iter_mut().filter_map(|member| member.0.as_mut()) {
-            if is_committing && state.step == MemberStep::Sent {
-                state.epoch = None;
-            }
+            state.forget_unanswered();
         }
         self.end(Err(Failure { refused, member, volume }));
     }

@@ -97,7 +97,7 @@ fn after_any_refusal_the_epoch_is_asked_for_anew() {
         fixture.offer(Input::Begin { command: COMMAND, is_urgent: false });
         fixture.offer(Input::Barrier(VolumeIndex(0), Ok(())));
         let asked = fixture.offer(Input::Barrier(VolumeIndex(1), Ok(())));
-        assert_eq!(asked, [Output::AskEpoch(first)]);
+        assert_eq!(asked, [Output::AskEpoch(first), Output::AskEpoch(second)]);
     });
 }
 
@@ -189,5 +189,22 @@ fn a_checkpoint_that_everybody_has_left_fails() {
         assert_eq!(outputs[..2], released(false));
         let failure = Failure { refused: Refused::NoReplica, member: None, volume: None };
         assert_eq!(outputs[2..], [Output::Answer(COMMAND, Err(failure))]);
+    });
+}
+
+#[test]
+fn a_late_answer_to_a_prepare_is_not_taken_for_that_to_the_next_one() {
+    with_two_volumes(|mut fixture, first, second| {
+        prepare_both(&mut fixture, first, second);
+        fixture.offer(Input::Prepared(first, Err(Refused::Failed)));
+        for volume in [VolumeIndex(0), VolumeIndex(1)] {
+            fixture.0.enrol(volume, true).unwrap();
+        }
+        fixture.offer(Input::Begin { command: COMMAND, is_urgent: false });
+        fixture.offer(Input::Barrier(VolumeIndex(0), Ok(())));
+        let asked = fixture.offer(Input::Barrier(VolumeIndex(1), Ok(())));
+        assert_eq!(asked, [Output::AskEpoch(first), Output::AskEpoch(second)]);
+        let late = fixture.0.handle_input(NOW, Input::Prepared(second, Ok(())));
+        assert_eq!(late, Err(Refused::Stale));
     });
 }

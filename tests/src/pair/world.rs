@@ -345,11 +345,12 @@ impl World<'_> {
                 acts.extend([Act::SecondaryBuffer(replica); 2]);
             }
         }
-        let passes = |replica: usize| !self.is_frozen[replica];
-        let questions = self.control.questions.iter().enumerate();
-        acts.extend(questions.filter(|(_, one)| passes(one.replica)).map(|(at, _)| Act::Question(at)));
-        let answers = self.control.answers.iter().enumerate();
-        acts.extend(answers.filter(|(_, one)| passes(one.replica)).map(|(at, _)| Act::Answer(at)));
+        for replica in (0..REPLICAS).filter(|replica| !self.is_frozen[*replica]) {
+            let question = self.control.questions.iter().position(|one| one.replica == replica);
+            acts.extend(question.map(Act::Question));
+            let answer = self.control.answers.iter().position(|one| one.replica == replica);
+            acts.extend(answer.map(Act::Answer));
+        }
         acts
     }
 
@@ -441,7 +442,7 @@ impl World<'_> {
             }
             Act::Question(at) => self.deliver_question(at),
             Act::Answer(at) => {
-                let answer = self.control.answers.swap_remove(at);
+                let answer = self.control.answers.remove(at);
                 self.control.hear(now, &answer);
             }
             Act::End(replica, client) => self.end_session(replica, client),
