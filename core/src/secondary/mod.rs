@@ -380,7 +380,11 @@ impl<'m> Secondary<'m> {
         }
         if is_counted {
             self.connections.count(connection, request, is_barrier_up);
-            self.undo_prepare(connection);
+            // A later piece of a request that the prepare has counted changes nothing: while the buffer is full the
+            // prepare could not wait for it.
+            if request.is_first {
+                self.undo_prepare(connection);
+            }
         }
         let is_after_barrier = is_barrier_up && !is_awaited;
         let work = Work { is_after_barrier, ..Work::new(origin, connection, *request) };

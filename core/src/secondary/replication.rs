@@ -32,9 +32,6 @@ impl Secondary<'_> {
 
     /// The one place where "keep, then write through" begins.
     fn begin_modification(&mut self, index: EntryIndex, work: &Work) -> Step {
-        if let Some(running) = self.state.running_mut() {
-            running.prepared = None;
-        }
         if self.must_wait_for_keep(work) {
             self.enter(index, Phase::Waiting { for_keep: true });
             return Step::Sleep;

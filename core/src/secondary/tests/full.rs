@@ -4,8 +4,8 @@ use std::{assert, assert_eq, vec};
 
 use super::rig::{GUEST, NAME, PRIMARY, Rig, SIZE, STALL_MAX};
 use crate::block::Capabilities;
-use crate::secondary::{Command, WhenFull};
-use crate::{Errno, Event, Micros, Outcome, Refused, Stage, View};
+use crate::secondary::{Command, Input, WhenFull};
+use crate::{Errno, Event, Extent, Micros, Op, Outcome, Refused, Request, RequestId, Stage, View};
 
 const DONE: super::rig::Result = Ok(Outcome::Done);
 const CHECKPOINT: Command = Command::Checkpoint { force: false };
@@ -186,4 +186,21 @@ fn a_commit_is_refused_once_a_write_that_was_held_at_the_prepare_has_been_refuse
     assert_eq!(rig.machine.held(), 0);
     assert_eq!(rig.command(Command::Commit { epoch: 1, claim: NAME }), Err(Refused::Missing));
     assert_eq!(rig.machine.epoch(), 1);
+}
+
+#[test]
+fn the_rest_of_a_request_that_is_held_does_not_undo_the_prepare_that_has_counted_it() {
+    let mut rig = filled(WhenFull::Stall, 0);
+    let piece = |rig: &mut Rig, id, offset, is_first| {
+        let op = Op::WriteZeroes { may_unmap: false, fast: false, fua: false };
+        let extent = Extent { offset, length: 512 };
+        let request = Request { id: RequestId(id), op, extent, is_first, is_last: !is_first };
+        rig.offer(Input::Request(PRIMARY, request)).unwrap();
+    };
+    rig.write(PRIMARY, 3584, b"held");
+    piece(&mut rig, 90, 2048, true);
+    assert_eq!(rig.outcome(Command::Prepare { epoch: 1, claim: NAME, modifications: 3 }), Ok(()));
+    piece(&mut rig, 91, 2560, false);
+    rig.run();
+    assert_eq!(rig.outcome(Command::Commit { epoch: 1, claim: NAME }), Ok(()));
 }
