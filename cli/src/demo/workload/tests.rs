@@ -67,12 +67,16 @@ fn a_disk_that_does_everything_right_is_never_accused() {
 
 #[test]
 fn a_killed_server_leaves_open_writes_and_no_accusation() {
-    let (scene, server, log) = run(true);
-    assert!(log.iter_ends().any(|end| end == End::Open));
-    let path = server.path.with_file_name("disk");
-    std::fs::write(&path, &*server.disk.lock().unwrap()).unwrap();
-    let scan = Scan::file(&scene, &path).unwrap();
-    assert_eq!(findings(&scene, &log, &scan), []);
+    // The cut may fall into a moment when every write is answered; not every time.
+    let leaves_open_writes = || {
+        let (scene, server, log) = run(true);
+        let path = server.path.with_file_name("disk");
+        std::fs::write(&path, &*server.disk.lock().unwrap()).unwrap();
+        let scan = Scan::file(&scene, &path).unwrap();
+        assert_eq!(findings(&scene, &log, &scan), []);
+        log.iter_ends().any(|end| end == End::Open)
+    };
+    assert!((0..50).any(|_| leaves_open_writes()));
 }
 
 #[test]
