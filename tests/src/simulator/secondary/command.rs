@@ -117,6 +117,7 @@ impl World<'_> {
             (Command::Prepare { claim, modifications, .. }, Stage::Running) => {
                 self.expected_prepare(claim, modifications, is_behind, unless_busy)
             }
+            (Command::Commit { .. }, Stage::Running) if is_behind => one(Err(Refused::Missing)),
             (Command::Commit { claim, .. }, Stage::Running) if self.model.prepared == Some(claim) => {
                 one(unless_busy)
             }
