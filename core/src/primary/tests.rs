@@ -272,6 +272,28 @@ fn what_no_leg_has_any_more_is_not_read_from_an_older_copy() {
 }
 
 #[test]
+fn a_replica_that_lacks_another_write_to_the_granule_does_not_stand_in_for_the_disk() {
+    let mut bench = Bench::running();
+    let first = bench.write(0, 512);
+    bench.write(512, 512);
+    let end = |bench: &mut Bench, id: u64, device, result| {
+        let is_it = |entry: &(Device, Transfer)| entry.0 == device && entry.1.extent.offset == id;
+        let place = bench.transfers.iter().position(is_it).unwrap();
+        let (_, transfer) = bench.transfers.remove(place);
+        bench.offer(Input::Completed(device, Completion { tag: transfer.tag, result })).unwrap();
+    };
+    end(&mut bench, 512, FIRST, IO);
+    end(&mut bench, 512, SECOND, IO);
+    end(&mut bench, 512, Device::Disk, Ok(Outcome::Done));
+    end(&mut bench, 0, FIRST, Ok(Outcome::Done));
+    end(&mut bench, 0, SECOND, Ok(Outcome::Done));
+    end(&mut bench, 0, Device::Disk, IO);
+    assert_eq!(bench.reply(first), Some(IO), "from no leg both could be read back");
+    bench.read(512, 512);
+    assert_eq!(bench.devices(), [Device::Disk]);
+}
+
+#[test]
 fn the_guest_hears_of_a_write_that_no_leg_took_and_the_replicas_are_marked() {
     let mut bench = Bench::running();
     let id = bench.write(0, 512);

@@ -183,14 +183,14 @@ impl Primary<'_> {
         if !is_modification {
             return self.flushed_elsewhere(mirror, errno);
         }
-        // The twins differ now, whoever took it.
         let (first, count) = self.granules(work.request.extent);
+        let took = self.with_all_of(mirror.succeeded.without(Legs::DISK), first, count);
+        // The twins differ now, whoever took it.
         for replica in 0..self.replicas.len() {
             if mirror.asked.has(Legs::replica(replica)) {
                 self.mark(replica, first, count);
             }
         }
-        let took = mirror.succeeded.without(Legs::DISK);
         let holders = if self.lost.count() == 0 { took } else { self.lost_holders.common(took) };
         if holders.is_empty() {
             // Nobody took it, or nobody who has all that was lost before: it could not be read back.
@@ -199,6 +199,22 @@ impl Primary<'_> {
         self.lost_holders = holders;
         self.lost.set_range(first, count);
         Ok(Outcome::Done)
+    }
+
+    /// Those of the legs that miss nothing else of these granules: another write to them may have failed there.
+    fn with_all_of(&self, legs: Legs, first: u64, count: u64) -> Legs {
+        let mut all = legs;
+        for replica in 0..self.replicas.len() {
+            let leg = Legs::replica(replica);
+            let is_holder = self.lost_holders.has(leg);
+            let lacks = |granule| {
+                self.misses_all(replica, granule, 1) && !(is_holder && self.lost.is_any_set(granule, 1))
+            };
+            if legs.has(leg) && (first..first + count).any(lacks) {
+                all = all.without(leg);
+            }
+        }
+        all
     }
 
     /// A flush that failed on the disk counts if a replica that misses nothing has flushed.
