@@ -256,6 +256,7 @@ impl World<'_> {
 
     /// Nothing fails any more and every link is up.
     fn heal(&mut self) {
+        self.settings.control_every = 1;
         self.active.disk_mut().faults = Faults::NONE;
         for replica in 0..self.standbys.len() {
             self.heal_secondary(replica);

@@ -27,6 +27,8 @@ pub(super) struct Settings {
     pub(super) secondary_faults: Faults,
     /// How long the coordinator waits.
     pub(super) timeout: Micros,
+    /// Questions and answers of the coordinator move on in one of so many steps.
+    pub(super) control_every: u64,
     /// Steps of the random part.
     pub(super) steps: u64,
     /// Per thousand steps: how often a link is cut, and how often a question or an answer of the coordinator is lost.
@@ -62,6 +64,7 @@ impl Settings {
             primary_faults: Faults::NONE,
             secondary_faults: Faults::NONE,
             timeout: Micros::from_ms(50),
+            control_every: 1,
             steps: 0,
             cuts: 0,
             losses: 0,
@@ -76,7 +79,7 @@ impl Settings {
         let size_bytes = rng.u64(4_096..14_000);
         let granules = size_bytes.div_ceil(granule_bytes.into());
         let faults = |rng: &mut Rng| Faults {
-            per_million: pick(rng, &[0, 0, 0, 500, 10_000]),
+            per_million: pick(rng, &[0, 0, 500, 10_000, 50_000]),
             slow_zeroes_percent: pick(rng, &[0, 0, 50]),
         };
         Self {
@@ -107,6 +110,7 @@ impl Settings {
             primary_faults: faults(rng),
             secondary_faults: faults(rng),
             timeout: Micros(pick(rng, &[2_000, 20_000, 200_000])),
+            control_every: pick(rng, &[1, 1, 20, 50]),
             steps: rng.u64(150..450),
             cuts: pick(rng, &[0, 0, 3, 15]),
             losses: pick(rng, &[0, 0, 10, 40]),

@@ -15,7 +15,7 @@ use twinblock_core::{
 };
 
 use super::bytes::Bytes;
-use super::client::{Clients, NO_DATA};
+use super::client::{Clients, Flying, NO_DATA};
 use super::link::Message;
 use super::settings::Settings;
 use crate::simulator::disk::{Disk, range};
@@ -51,6 +51,8 @@ pub(super) struct Snapshot {
 pub(super) enum Asker {
     /// A manager, who counts nothing but its success.
     Manager,
+    /// The same, by force.
+    Force,
     /// The coordinator, with the name of its question.
     Prepare(u64, Rc<Snapshot>),
     /// The coordinator, with the name of its question.
@@ -103,6 +105,10 @@ pub(super) struct Standby<'m> {
     snapshot: Option<Rc<Snapshot>>,
     /// Since then nothing has happened that is a reason to refuse the commit.
     pub(super) is_prepared: bool,
+    /// Whose modification was carried out last in stage Running.
+    owner: Option<ConnectionId>,
+    /// An error was answered to the owner, or it has gone without a goodbye.
+    lacks_something: bool,
     /// Checkpoints of the pair.
     pub(super) commits: u64,
     /// One was taken just now.
@@ -140,6 +146,8 @@ impl<'m> Standby<'m> {
             answers: Vec::new(),
             snapshot: None,
             is_prepared: false,
+            owner: None,
+            lacks_something: false,
             commits: 0,
             has_committed: false,
             guest_failures: 0,
@@ -177,6 +185,7 @@ impl<'m> Standby<'m> {
         let client = self.clients.open.swap_remove(client);
         if client.is_replication {
             self.is_prepared = false;
+            self.lacks_something |= self.owner == Some(client.connection) && !is_clean;
         }
         if self.session == Some(client.connection) {
             self.session = None;
@@ -239,7 +248,7 @@ impl<'m> Standby<'m> {
                 self.answered.push((*name, Err(refused)));
                 Err(refused)
             }
-            (Err(refused), Asker::Manager) => {
+            (Err(refused), Asker::Manager | Asker::Force) => {
                 self.is_prepared = was_prepared;
                 Err(refused)
             }
@@ -309,6 +318,7 @@ impl<'m> Standby<'m> {
             self.guest_failures += u64::from(reply.result.is_err());
             return;
         }
+        self.look_at_claim(&flying, reply.result);
         let Some(incoming) = self.incoming.get_mut(&flying.group) else { return };
         incoming.pieces_left -= 1;
         incoming.result = incoming.result.and(reply.result);
@@ -323,6 +333,27 @@ impl<'m> Standby<'m> {
         }
     }
 
+    /// Nobody modifies while requests of another holder of the claim may still come, and errors are not forgotten.
+    fn look_at_claim(&mut self, flying: &Flying, result: Result<Outcome, Errno>) {
+        if self.machine().stage() != Stage::Running {
+            return;
+        }
+        let is_write = flying.is_modification();
+        if is_write && result.is_ok() {
+            if let Some(owner) = self.owner.filter(|owner| *owner != flying.connection) {
+                let is_left = |other: &Flying| other.connection == owner && other.is_modification();
+                assert!(self.clients.find(owner).is_none(), "two connections modify at a time");
+                assert!(
+                    !self.clients.flying.iter().any(is_left),
+                    "the claim moves on before its transfers end"
+                );
+            }
+            self.owner = Some(flying.connection);
+        }
+        let is_failure = matches!(result, Err(Errno::Io | Errno::NoSpace));
+        self.lacks_something |= is_failure && (is_write || flying.request.op == Op::Flush);
+    }
+
     fn command_answered(&mut self, command: CommandId, result: Result<(), Refused>) {
         let place = self.asked.iter().position(|(asked, _)| *asked == command);
         let (_, asker) = self.asked.remove(place.expect("an answer to what was asked"));
@@ -330,10 +361,17 @@ impl<'m> Standby<'m> {
         if epoch != self.epoch {
             assert_eq!(epoch, self.epoch + 1);
             self.epoch = epoch;
+            let is_forced = matches!(asker, Asker::Force);
+            let is_start = epoch == 1;
+            assert!(
+                is_forced || is_start || !self.lacks_something,
+                "a checkpoint although something is missing"
+            );
+            self.lacks_something = false;
             self.epoch_ended();
         }
         match asker {
-            Asker::Manager => self.answers.push((command, result)),
+            Asker::Manager | Asker::Force => self.answers.push((command, result)),
             Asker::Prepare(name, snapshot) => {
                 if result.is_ok() {
                     self.snapshot = Some(snapshot);

@@ -136,7 +136,11 @@ impl World<'_> {
         replica: usize,
         wanted: secondary::Command,
     ) -> Result<CommandId, Refused> {
-        let command = self.standbys[replica].command(self.now, Asker::Manager, wanted);
+        let asker = match wanted {
+            secondary::Command::Checkpoint { force: true } => Asker::Force,
+            _ => Asker::Manager,
+        };
+        let command = self.standbys[replica].command(self.now, asker, wanted);
         self.trace(|_| format!("secondary {replica}: {wanted:?} {command:?}"));
         self.settle();
         command
@@ -345,7 +349,8 @@ impl World<'_> {
                 acts.extend([Act::SecondaryBuffer(replica); 2]);
             }
         }
-        for replica in (0..REPLICAS).filter(|replica| !self.is_frozen[*replica]) {
+        let is_turn = self.step.is_multiple_of(self.settings.control_every);
+        for replica in (0..REPLICAS).filter(|replica| is_turn && !self.is_frozen[*replica]) {
             let question = self.control.questions.iter().position(|one| one.replica == replica);
             acts.extend(question.map(Act::Question));
             let answer = self.control.answers.iter().position(|one| one.replica == replica);

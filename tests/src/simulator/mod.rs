@@ -30,9 +30,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 /// Runs one script. With `is_traced` every step is printed to stderr.
 pub type Run = fn(seed: u64, is_traced: bool) -> Coverage;
 
-/// Runs the seeds `0..count` of a script that `test` of the test program `program` runs, or only the one in `TWINBLOCK_SEED`; `TWINBLOCK_SEEDS` overrides the count, and
-/// `TWINBLOCK_ALL=1` goes on after a failure.
-/// A seed that fails is run again with its steps printed.
+/// Runs the seeds `0..count` of a script, or only the one in `TWINBLOCK_SEED`; `TWINBLOCK_SEEDS` overrides the count, and
+/// `TWINBLOCK_ALL=1` goes on after a failure. A seed that fails is run again with its steps printed. `program` and `test`
+/// are what has to be run to replay it.
 ///
 /// # Panics
 /// If a seed fails; the message says how to replay it.
