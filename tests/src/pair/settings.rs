@@ -78,8 +78,8 @@ impl Settings {
         let granule_bytes = pick(rng, &[512_u32, 512, 1024]);
         let size_bytes = rng.u64(4_096..14_000);
         let granules = size_bytes.div_ceil(granule_bytes.into());
-        let faults = |rng: &mut Rng| Faults {
-            per_million: pick(rng, &[0, 0, 500, 10_000, 50_000]),
+        let faults = |rng: &mut Rng, rates: [u32; 4]| Faults {
+            per_million: pick(rng, &rates),
             slow_zeroes_percent: pick(rng, &[0, 0, 50]),
         };
         Self {
@@ -107,8 +107,8 @@ impl Settings {
             },
             nodes: Index::nodes_for(2 * granules as usize + 2),
             replicas: rng.usize(1..=REPLICAS),
-            primary_faults: faults(rng),
-            secondary_faults: faults(rng),
+            primary_faults: faults(rng, [0, 0, 20_000, 200_000]),
+            secondary_faults: faults(rng, [0, 0, 500, 10_000]),
             timeout: Micros(pick(rng, &[2_000, 20_000, 200_000])),
             control_every: pick(rng, &[1, 1, 20, 50]),
             steps: rng.u64(150..450),

@@ -235,6 +235,8 @@ impl<'m> Standby<'m> {
         let was_prepared = std::mem::replace(&mut self.is_prepared, false);
         match (self.driver.offer(now, Input::Command(command, wanted)), &asker) {
             (Ok(()), _) => {
+                let is_commit = matches!(asker, Asker::Commit(_));
+                assert!(!is_commit || !self.lacks_something, "a commit although something is missing");
                 self.asked.push((command, asker));
                 Ok(command)
             }
@@ -361,13 +363,12 @@ impl<'m> Standby<'m> {
         if epoch != self.epoch {
             assert_eq!(epoch, self.epoch + 1);
             self.epoch = epoch;
-            let is_forced = matches!(asker, Asker::Force);
-            let is_start = epoch == 1;
-            assert!(
-                is_forced || is_start || !self.lacks_something,
-                "a checkpoint although something is missing"
-            );
-            self.lacks_something = false;
+            // What is missing after a commit was taken does not concern it.
+            if !matches!(asker, Asker::Commit(_)) {
+                let may_lack = matches!(asker, Asker::Force) || epoch == 1;
+                assert!(may_lack || !self.lacks_something, "a checkpoint although something is missing");
+                self.lacks_something = false;
+            }
             self.epoch_ended();
         }
         match asker {
