@@ -1,5 +1,4 @@
 //! Simulator, interop and benchmarks.
 #![forbid(unsafe_code)]
 
-pub mod pair;
 pub mod simulator;

@@ -3,11 +3,11 @@
 //!
 //! `TWINBLOCK_CUT=script/seed/steps:n/failover` runs one of them, with its steps printed if it fails.
 
-use twinblock_tests::pair::cut::Deed::{
+use twinblock_tests::simulator::pair::cut::Deed::{
     Checkpoint, Flush, GuestFlush, GuestRead, GuestWrite, GuestZero, ManagersCheckpoint, Read, Settle, Trim,
     UrgentCheckpoint, Write, Zero,
 };
-use twinblock_tests::pair::cut::{Fuel, Run, Script, Takeover, at_every, run, wanted, watched};
+use twinblock_tests::simulator::pair::cut::{Fuel, Run, Script, Takeover, at_every, run, wanted, watched};
 
 const PLENTY: u64 = 128;
 
@@ -165,7 +165,7 @@ const SCRIPTS: [Script; 9] = [
     },
 ];
 
-fn whole(script: &Script, seed: u64) -> twinblock_tests::pair::cut::Seen {
+fn whole(script: &Script, seed: u64) -> twinblock_tests::simulator::pair::cut::Seen {
     run(script, Run { seed, fuel: Fuel::Requests(u64::MAX), takeover: Takeover::Stop }, false)
 }
 

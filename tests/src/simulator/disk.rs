@@ -120,24 +120,25 @@ impl Disk {
         self.in_flight.iter().map(|one| &one.transfer)
     }
 
-    /// Any transfer makes progress: its effect takes place, or its completion can be polled, or both.
-    pub fn progress(&mut self, rng: &mut Rng, memory: &mut Arena) {
+    /// Any transfer makes progress: its effect takes place, or its completion can be polled, or both. Tells whether one was
+    /// completed, and how.
+    pub fn progress(&mut self, rng: &mut Rng, memory: &mut Arena) -> Option<bool> {
         if self.in_flight.is_empty() {
-            return;
+            return None;
         }
         let chosen = rng.usize(..self.in_flight.len());
         if self.in_flight[chosen].performed.is_none() {
             let transfer = self.in_flight[chosen].transfer;
             self.in_flight[chosen].performed = Some(self.perform(&transfer, rng, memory));
             if rng.u8(..4) == 0 {
-                return;
+                return None;
             }
         }
         let InFlight { transfer, performed } = self.in_flight.swap_remove(chosen);
-        if let Some(result) = performed {
-            self.trace("completes", &transfer, Some(result));
-            self.done.push_back(Completion { tag: transfer.tag, result });
-        }
+        let result = performed?;
+        self.trace("completes", &transfer, Some(result));
+        self.done.push_back(Completion { tag: transfer.tag, result });
+        Some(!matches!(result, Err(errno) if errno != Errno::Unsupported))
     }
 
     fn perform(&mut self, transfer: &Transfer, rng: &mut Rng, memory: &mut Arena) -> Result<Outcome, Errno> {

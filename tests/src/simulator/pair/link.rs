@@ -1,99 +1,110 @@
-//! The way from the primary to the secondary: a queue in each direction, and a cut through both.
+//! The link to a replica as its primary sees it: a device that is sometimes not there.
+//!
+//! Like one NBD connection: what is sent arrives in order, answers come in any order, and when the link is cut everything
+//! in flight has failed here, while a first part of what was sent may still arrive there.
 
 use std::collections::VecDeque;
 use twinblock_core::block::{Action, BlockDevice, Completion, Geometry, QueueFull, Transfer};
-use twinblock_core::{Errno, Outcome};
+use twinblock_core::{Errno, Extent, Memory, Outcome};
 
-use super::super::arena::Arena;
+use crate::simulator::arena::Arena;
 
-/// A link to a replica, as the primary's driver sees it.
+/// A transfer on the wire.
+#[derive(Clone, Debug)]
+pub(super) struct Message {
+    /// Never used again.
+    pub(super) name: u64,
+    pub(super) transfer: Transfer,
+    /// What a write or zeroes put there.
+    pub(super) new: Vec<u8>,
+}
+
+/// The primary's end.
 #[derive(Debug)]
 pub(super) struct Link {
     geometry: Geometry,
     is_up: bool,
-    /// On the way to the replica.
-    sent: VecDeque<Transfer>,
-    /// Taken by the replica and not answered.
-    there: Vec<Transfer>,
-    /// Answered, and on the way back.
-    answers: Vec<Completion>,
+    /// Sent and not received.
+    pub(super) wire: VecDeque<Message>,
+    unanswered: Vec<Message>,
     done: VecDeque<Completion>,
-    /// Modifications sent on the present connection.
+    /// Modifications sent on this connection.
     pub(super) modifications: u64,
+    names_used: u64,
 }
 
 impl Link {
-    /// A link that is down.
-    #[must_use]
     pub(super) fn new(geometry: Geometry) -> Self {
         Self {
             geometry,
             is_up: false,
-            sent: VecDeque::new(),
-            there: Vec::new(),
-            answers: Vec::new(),
+            wire: VecDeque::new(),
+            unanswered: Vec::new(),
             done: VecDeque::new(),
             modifications: 0,
+            names_used: 0,
         }
     }
 
-    /// A new connection.
-    pub(super) fn connect(&mut self) {
-        self.is_up = true;
-        self.modifications = 0;
-    }
-
-    /// Whether it is up.
-    #[must_use]
     pub(super) fn is_up(&self) -> bool {
         self.is_up
     }
 
-    /// Everything on it is lost, in both directions.
-    pub(super) fn cut(&mut self) {
+    /// Nothing is left of the last connection.
+    pub(super) fn may_connect(&self) -> bool {
+        !self.is_up && self.done.is_empty()
+    }
+
+    pub(super) fn connect(&mut self) {
+        assert!(self.may_connect() && self.unanswered.is_empty());
+        self.is_up = true;
+        self.modifications = 0;
+    }
+
+    /// The connection is gone. What was sent and not received is given back: some of it may arrive yet.
+    pub(super) fn cut(&mut self) -> VecDeque<Message> {
         self.is_up = false;
-        let answers = self.answers.drain(..).map(|answer| answer.tag);
-        let lost =
-            self.sent.drain(..).chain(self.there.drain(..)).map(|transfer| transfer.tag).chain(answers);
-        self.done.extend(lost.map(|tag| Completion { tag, result: Err(Errno::Io) }));
+        for message in self.unanswered.drain(..) {
+            self.done.push_back(Completion { tag: message.transfer.tag, result: Err(Errno::Io) });
+        }
+        std::mem::take(&mut self.wire)
     }
 
-    /// The next that arrives at the replica; it stays here until it was [`Link::taken`].
-    #[must_use]
-    pub(super) fn arriving(&self) -> Option<Transfer> {
-        self.sent.front().copied()
+    pub(super) fn is_idle(&self) -> bool {
+        self.unanswered.is_empty() && self.done.is_empty()
     }
 
-    /// The replica took it.
-    pub(super) fn taken(&mut self) {
-        self.there.extend(self.sent.pop_front());
+    /// An answer has arrived.
+    pub(super) fn answered(
+        &mut self,
+        name: u64,
+        result: Result<Outcome, Errno>,
+        read: &[u8],
+        memory: &mut Arena,
+    ) {
+        let Some(place) = self.unanswered.iter().position(|message| message.name == name) else { return };
+        let message = self.unanswered.swap_remove(place);
+        if let (Action::Read(data), Ok(_)) = (message.transfer.action, result) {
+            memory.bytes(data).expect("a read into a buffer that exists").copy_from_slice(read);
+        }
+        self.done.push_back(Completion { tag: message.transfer.tag, result });
     }
 
-    /// The replica has answered.
-    pub(super) fn answer(&mut self, tag: twinblock_core::block::Tag, result: Result<Outcome, Errno>) {
-        if let Some(place) = self.there.iter().position(|transfer| transfer.tag == tag) {
-            self.there.swap_remove(place);
-            self.answers.push(Completion { tag, result });
+    fn check(&self, transfer: &Transfer) {
+        assert!(transfer.extent.end() <= self.geometry.size_bytes, "beyond the end: {transfer:?}");
+        for other in &self.unanswered {
+            let is_harmless = !is_modification(&other.transfer) && !is_modification(transfer);
+            assert!(
+                is_harmless || !other.transfer.extent.overlaps(&transfer.extent),
+                "link: {transfer:?} while {:?} is in flight",
+                other.transfer
+            );
         }
     }
+}
 
-    /// How many answers are on the way back.
-    #[must_use]
-    pub(super) fn answers(&self) -> usize {
-        self.answers.len()
-    }
-
-    /// One of the answers arrives at the primary.
-    pub(super) fn arrive(&mut self, answer: usize) {
-        let completion = self.answers.swap_remove(answer);
-        self.done.push_back(completion);
-    }
-
-    /// Whether nothing is on it.
-    #[must_use]
-    pub(super) fn is_idle(&self) -> bool {
-        self.sent.is_empty() && self.there.is_empty() && self.answers.is_empty() && self.done.is_empty()
-    }
+pub(super) fn is_modification(transfer: &Transfer) -> bool {
+    matches!(transfer.action, Action::Write { .. } | Action::WriteZeroes { .. })
 }
 
 impl BlockDevice<Arena> for Link {
@@ -101,14 +112,23 @@ impl BlockDevice<Arena> for Link {
         self.geometry
     }
 
-    fn submit(&mut self, transfer: Transfer, _memory: &mut Arena) -> Result<(), QueueFull> {
-        if self.is_up {
-            let changes = matches!(transfer.action, Action::Write { .. } | Action::WriteZeroes { .. });
-            self.modifications += u64::from(changes);
-            self.sent.push_back(transfer);
-        } else {
+    fn submit(&mut self, transfer: Transfer, memory: &mut Arena) -> Result<(), QueueFull> {
+        self.check(&transfer);
+        if !self.is_up {
             self.done.push_back(Completion { tag: transfer.tag, result: Err(Errno::Io) });
+            return Ok(());
         }
+        let Extent { length, .. } = transfer.extent;
+        let new = match transfer.action {
+            Action::Write { data, .. } => memory.copy(data),
+            Action::WriteZeroes { .. } => vec![0; length as usize],
+            _ => Vec::new(),
+        };
+        self.modifications += u64::from(is_modification(&transfer));
+        self.names_used += 1;
+        let message = Message { name: self.names_used, transfer, new };
+        self.unanswered.push(message.clone());
+        self.wire.push_back(message);
         Ok(())
     }
 

@@ -1,269 +1,268 @@
-//! The script of a pair: it runs, the primary dies, the secondary takes over.
+//! Seeded runs: guests on both sides, links that are cut and come back, disks that fail, clocks that jump, checkpoints and
+//! managers.
 
-use twinblock_core::buffer::Spot;
-use twinblock_core::primary;
-use twinblock_core::secondary::{Command, Input, Port};
-use twinblock_core::{CommandId, ConnectionId, Extent, Micros, Refused, Stage, View};
+use fastrand::Rng;
+use twinblock_core::primary::Command;
+use twinblock_core::secondary::{self, Port};
+use twinblock_core::{Extent, Op, Stage};
 
-use super::super::disk::{Disk, Faults, range};
-use super::client::Side;
-use super::{Ending, GUEST, Pair};
+use super::client::{Clients, NO_DATA};
+use super::settings::{Settings, Shape};
+use super::world::{Place, World, with_world};
+use crate::simulator::coverage::Coverage;
+use crate::simulator::settings::pick;
 
-/// Far more steps than anything needs to come to rest.
-const STEPS_TO_REST: u32 = 20_000;
-/// Steps of a script.
-const STEPS: u64 = 250;
+/// Runs the script of a seed for a primary with one replica.
+///
+/// # Panics
+/// If a machine, or all of them together, break a rule; so do the others.
+#[must_use]
+pub fn run_pair(seed: u64, is_traced: bool) -> Coverage {
+    run(Shape::Pair, seed, is_traced)
+}
 
-impl Pair<'_> {
-    pub(super) fn play(&mut self) {
-        self.begin();
-        while self.step < STEPS.min(self.plan.steps_max) {
-            self.anything();
+/// Runs the script of a seed for a primary with two replicas.
+#[must_use]
+pub fn run_trio(seed: u64, is_traced: bool) -> Coverage {
+    run(Shape::Trio, seed, is_traced)
+}
+
+/// Runs the script of a seed for several volumes of a node.
+#[must_use]
+pub fn run_volumes(seed: u64, is_traced: bool) -> Coverage {
+    run(Shape::Volumes, seed, is_traced)
+}
+
+fn run(shape: Shape, seed: u64, is_traced: bool) -> Coverage {
+    let mut rng = Rng::with_seed(seed);
+    let settings = Settings::choose(&mut rng, shape);
+    with_world(settings, rng, is_traced, |world| {
+        world.begin();
+        for _ in 0..world.settings.steps {
+            world.interfere();
+            world.advance(true);
         }
-        let lives_on = self.step < self.plan.steps_max && self.rng.bool();
-        if lives_on {
-            self.rest();
-            self.compare_twins();
+        match world.rng.u8(..4) {
+            0 => world.fail_over(),
+            1 => world.stop_over(),
+            _ => world.come_to_rest(),
         }
-        self.die();
-        self.take_over();
+        let acknowledged = world.volumes.iter().any(|volume| volume.active.acknowledged != 0);
+        let text = if acknowledged { "some" } else { "none" };
+        world.coverage.count("answered writes", Stage::Running, text);
+        std::mem::take(&mut world.coverage)
+    })
+}
+
+/// A client asks for something.
+pub(super) fn ask(clients: &mut Clients, client: usize, op: Op, extent: Extent, rng: &mut Rng) {
+    let mut new = Vec::new();
+    match op {
+        Op::Write { .. } => {
+            new = vec![0; extent.length as usize];
+            rng.fill(&mut new);
+        }
+        Op::WriteZeroes { .. } => new = vec![0; extent.length as usize],
+        _ => {}
     }
+    let group = u64::from(clients.name());
+    clients.ask(client, group, op, extent, &new);
+}
 
+impl World<'_> {
     fn begin(&mut self) {
-        for connection in [GUEST, ConnectionId(GUEST.0 + 1)] {
-            self.primary.offer(self.now, primary::Input::Opened(connection)).expect("there is a place");
-            let opened = Input::Opened { connection, port: Port::Guest, identity: None };
-            self.secondary.offer(self.now, opened).expect("there is a place");
+        for volume in 0..self.volumes.len() {
+            for _ in 0..self.rng.usize(1..=3) {
+                self.open_guest(volume);
+            }
         }
-        let attach = primary::Command::Attach { replica: 0, is_empty: false, is_new: true };
-        self.primary_command(attach);
-        self.secondary_command(Command::Start { primary: false }).expect("it starts");
-        self.connect();
-        self.primary_command(primary::Command::Start { primary: true });
-        self.step = 1;
-    }
-
-    pub(super) fn primary_command(&mut self, wanted: primary::Command) {
-        let command = CommandId(self.name());
-        self.primary.offer(self.now, primary::Input::Command(command, wanted)).expect("it is taken");
-        self.drain();
-    }
-
-    /// A manager's operation on the secondary; its answer, or nothing if it waits.
-    fn secondary_command(&mut self, wanted: Command) -> Result<(), Refused> {
-        let command = CommandId(self.name());
-        self.control.manager = Some((command, wanted));
-        self.control.manager_result = None;
-        let result = self.secondary.offer(self.now, Input::Command(command, wanted));
-        self.trace(|_| format!("manager: {wanted:?}: {result:?}"));
-        if result.is_err() {
-            self.control.manager = None;
+        for place in self.places() {
+            for _ in 0..self.rng.usize(0..=2) {
+                self.open_secondary_guest(place);
+            }
         }
-        self.drain();
-        result
+        match self.rng.u8(..8) {
+            0 => self.begin_early(),
+            1 => {
+                self.write_some();
+                self.start_all();
+            }
+            _ => self.start_all(),
+        }
     }
 
-    fn anything(&mut self) {
+    pub(super) fn open_guest(&mut self, volume: usize) {
+        self.meet_primary(volume, "guest connects");
+        let now = self.primary_now();
+        self.volumes[volume].active.open(now);
+    }
+
+    pub(super) fn open_secondary_guest(&mut self, place: Place) {
+        self.meet_secondary(place, "guest connects");
+        let now = self.secondary_now(place.replica);
+        self.standby_mut(place).open(now, None);
+    }
+
+    /// Attached, connected, written to, asked and left before the start.
+    fn begin_early(&mut self) {
+        for place in self.places() {
+            let replica = place.replica as u8;
+            self.order(place.volume, Command::Attach { replica, is_empty: false, is_new: true });
+            self.connect(place);
+        }
+        for _ in 0..self.rng.u32(..60) {
+            if self.rng.u8(..4) == 0 {
+                self.manager_asks_too_early();
+            }
+            self.interfere();
+            self.advance(true);
+        }
+        for place in self.places() {
+            if self.standby(place).machine().stage() == Stage::None {
+                let _ = self.manage(place, secondary::Command::Start { primary: false });
+            }
+        }
+        for volume in 0..self.volumes.len() {
+            if !self.volumes[volume].active.is_running() {
+                self.order(volume, Command::Start { primary: true });
+            }
+        }
+    }
+
+    fn write_some(&mut self) {
+        for _ in 0..3 {
+            self.ask_primary();
+        }
+        self.run_until_idle();
+    }
+
+    /// Something from outside may happen before the next step.
+    fn interfere(&mut self) {
+        match self.rng.u8(..40) {
+            0..=9 => self.ask_primary(),
+            10..=12 => self.ask_secondary(),
+            13 if self.rng.u8(..2) == 0 => {
+                let is_urgent = self.rng.u8(..4) == 0;
+                self.begin_checkpoint(is_urgent);
+            }
+            _ => {}
+        }
+        let Settings { cuts, losses, managers, jumps, .. } = self.settings;
+        if self.rng.u32(..1000) < cuts {
+            self.shake_a_link();
+        }
+        if self.rng.u32(..1000) < losses {
+            self.lose_a_message();
+        }
+        if self.rng.u32(..1000) < managers {
+            self.manager_acts();
+        }
+        if self.rng.u32(..1000) < jumps {
+            self.jump();
+        }
+        for place in self.places() {
+            if self.rng.u8(..20) == 0 {
+                self.connect(place);
+            }
+            if self.way(place).is_frozen && self.rng.u8(..50) == 0 {
+                self.way_mut(place).is_frozen = false;
+            }
+        }
+        self.count_checkpoints();
+    }
+
+    fn count_checkpoints(&mut self) {
+        let stage = self.volumes[0].active.machine().stage();
+        for result in std::mem::take(&mut self.control.results) {
+            let text = match result {
+                Ok(()) => "done".to_owned(),
+                Err(failure) => format!("{:?}", failure.refused),
+            };
+            let text = text.split(" {").next().unwrap_or_default();
+            self.coverage.count("checkpoint of the pair", stage, text);
+        }
+    }
+
+    fn shake_a_link(&mut self) {
+        let place = self.any_place();
+        match self.rng.u8(..6) {
+            0..=2 => self.cut(place),
+            3 => self.disconnect(place),
+            4 => self.way_mut(place).is_frozen = true,
+            _ => {
+                self.trace(|_| format!("control link {place:?} is lost"));
+                self.meet_coordinator("link lost");
+                let now = self.primary_now();
+                self.control.lose_link(now, place);
+                self.settle();
+            }
+        }
+    }
+
+    fn lose_a_message(&mut self) {
+        let under_way = self.control.questions.len() + self.control.answers.len();
+        if under_way != 0 {
+            self.trace(|_| "a message of the coordinator is lost".to_owned());
+            let lost = self.rng.usize(..under_way);
+            self.control.lose(lost);
+        }
+    }
+
+    pub(super) fn ask_primary(&mut self) {
+        let volume = self.rng.usize(..self.volumes.len());
+        let client = self.rng.usize(..self.volumes[volume].active.clients.open.len());
+        if self.volumes[volume].active.clients.open[client].outbox.len() > 8 {
+            return;
+        }
+        let (op, extent) = (self.any_op(Port::Replication), self.any_extent());
+        let extent = if op == Op::Flush { Extent::default() } else { extent };
+        ask(&mut self.volumes[volume].active.clients, client, op, extent, &mut self.rng);
+    }
+
+    pub(super) fn ask_secondary(&mut self) {
+        let place = self.any_place();
+        let clients = &self.standby(place).clients.open;
+        let guests: Vec<_> = (0..clients.len()).filter(|guest| !clients[*guest].is_replication).collect();
+        if guests.is_empty() {
+            return;
+        }
+        let client = pick(&mut self.rng, &guests);
+        if self.standby(place).clients.open[client].outbox.len() > 8 {
+            return;
+        }
+        let (op, extent) = (self.any_op(Port::Guest), self.any_extent());
+        let extent = if op == Op::Flush { Extent::default() } else { extent };
+        let clients = &mut self.volumes[place.volume].standbys[place.replica].clients;
+        ask(clients, client, op, extent, &mut self.rng);
+    }
+
+    fn any_op(&mut self, port: Port) -> Op {
+        let reads = if port == Port::Guest { 40 } else { 20 };
+        let fua = self.rng.u8(..8) == 0;
         match self.rng.u8(..100) {
-            0..30 => self.any_request(Side::Primary),
-            30..40 => self.any_request(Side::Secondary),
-            40..55 => self.any_disk(),
-            55..72 => drop(self.deliver()),
-            72..82 => self.any_answer(),
-            82..90 => drop(self.control()),
-            90..94 => self.begin_checkpoint(),
-            94..97 => self.pass_time(),
-            _ if !self.plan.has_faults => self.any_disk(),
-            97 => self.cut_or_connect(),
-            98 => {
-                let per_million = if self.rng.bool() { 0 } else { 30_000 };
-                self.set_faults(Faults { per_million, slow_zeroes_percent: 0 });
+            roll if roll < reads => Op::Read(NO_DATA),
+            roll if roll < 76 => Op::Write { data: NO_DATA, fua },
+            roll if roll < 88 => {
+                Op::WriteZeroes { may_unmap: self.rng.bool(), fast: self.rng.u8(..4) == 0, fua }
             }
-            _ => self.any_disk(),
-        }
-        if self.control.wants_room {
-            self.begin_checkpoint();
+            roll if roll < 96 => Op::Flush,
+            _ => Op::Status,
         }
     }
 
-    fn cut_or_connect(&mut self) {
-        if self.link().is_up() { self.cut() } else { self.connect() }
-    }
-
-    fn pass_time(&mut self) {
-        let span = 1 << self.rng.u8(..13);
-        self.now = self.now.after(Micros(span));
-        self.drain();
-    }
-
-    fn any_disk(&mut self) {
-        let Self { primary, secondary, rng, primary_arena, secondary_arena, is_dead, .. } = self;
-        let own = &mut primary.devices_mut().disk;
-        let devices = secondary.devices_mut();
-        let mut busy: Vec<u8> = Vec::new();
-        busy.extend((own.in_flight() != 0 && !*is_dead).then_some(0));
-        busy.extend((devices.disk.in_flight() != 0).then_some(1));
-        busy.extend((devices.buffer.in_flight() != 0).then_some(2));
-        if busy.is_empty() {
-            return;
-        }
-        match busy[rng.usize(..busy.len())] {
-            0 => own.progress(rng, primary_arena),
-            1 => devices.disk.progress(rng, secondary_arena),
-            _ => devices.buffer.progress(rng, secondary_arena),
-        }
-        self.drain();
-    }
-
-    fn any_answer(&mut self) {
-        let count = self.link().answers();
-        if count != 0 {
-            let answer = self.rng.usize(..count);
-            self.link_mut().arrive(answer);
-            self.drain();
-        }
-    }
-
-    fn disks_in_flight(&self) -> usize {
-        let devices = self.secondary.devices();
-        let own = if self.is_dead { 0 } else { self.primary.devices().disk.in_flight() };
-        own + devices.disk.in_flight() + devices.buffer.in_flight()
-    }
-
-    /// Everything that was asked is answered.
-    fn rest(&mut self) {
-        self.trace(|_| "rest".into());
-        self.set_faults(Faults::NONE);
-        for _ in 0..STEPS_TO_REST {
-            if self.disks_in_flight() != 0 {
-                self.any_disk();
-            } else if !self.is_dead && self.link().answers() != 0 {
-                self.any_answer();
-            } else if (!self.is_dead && (self.deliver() || self.send_rest(Side::Primary)))
-                || self.send_rest(Side::Secondary)
-                || self.control()
-            {
-            } else if let Some(due) = self.due() {
-                self.now = self.now.max(due);
-                self.drain();
-            } else {
-                return self.check_rest();
-            }
-        }
-        panic!("it does not come to rest");
-    }
-
-    fn due(&self) -> Option<Micros> {
-        let coordinator = if self.is_dead { None } else { self.coordinator.poll_timeout() };
-        [self.secondary.poll_timeout(), coordinator].into_iter().flatten().min()
-    }
-
-    fn check_rest(&self) {
-        assert!(self.twin.flying.is_empty() && !self.has_rest(Side::Secondary), "{:?}", self.twin.flying);
-        assert_eq!(self.secondary.machine().in_flight(), 0, "the secondary is stuck");
-        if !self.is_dead {
-            assert!(self.guest.flying.is_empty() && !self.has_rest(Side::Primary), "{:?}", self.guest.flying);
-            assert!(self.link().is_idle() && self.primary.machine().in_flight() == 0);
-            assert!(self.is_control_idle() && !self.coordinator.is_busy());
-        }
-    }
-
-    /// At rest the twins hold the same, unless the primary knows better.
-    fn compare_twins(&mut self) {
-        let own = self.primary.devices().disk.bytes();
-        assert!(own == self.guest.content, "the primary disk is not what its guest was told");
-        let is_equal = self.secondary_disk().bytes() == self.guest.content;
-        assert!(is_equal || self.is_behind(), "the twins differ and nobody knows");
-        let verdict = if self.is_behind() { "behind" } else { "equal" };
-        self.coverage.count("twins at rest", Stage::Running, verdict);
-    }
-
-    fn die(&mut self) {
-        self.trace(|_| "the primary dies".into());
-        self.is_dead = true;
-        self.drop_control();
-        self.cut();
-    }
-
-    /// One way or the other.
-    fn take_over(&mut self) {
-        let failover = match self.plan.ending {
-            Ending::Failover => true,
-            Ending::Stop => false,
-            Ending::Any => self.rng.bool(),
-        };
-        if self.secondary.machine().view() == View::Broken && failover {
-            let result = self.secondary_command(Command::Stop { failover, force: false });
-            assert_eq!(result, Err(Refused::ViewBroken));
-            self.coverage.count("take over", Stage::Running, "view broken");
-            return;
-        }
-        self.control.is_failing_over = failover;
-        let result = self.secondary_command(Command::Stop { failover, force: false });
-        if result == Err(Refused::Missing) {
-            assert!(!failover, "a failover does not ask what is missing");
-            self.secondary_command(Command::Stop { failover, force: true }).expect("it is forced");
-        }
-        for _ in 0..self.rng.u8(..20) {
-            self.any_request(Side::Secondary);
-            self.any_disk();
-        }
-        self.rest();
-        if self.secondary.machine().stage() == Stage::FailoverFailed {
-            self.secondary_command(Command::Stop { failover: true, force: false })
-                .expect("it is tried again");
-            self.rest();
-        }
-        assert_eq!(self.secondary.machine().stage(), Stage::Done);
-        assert!(self.secondary_disk().bytes() == self.twin.content, "not what the guest should see");
-        let verdict = if failover { "failover" } else { "stop" };
-        self.coverage.count("take over", Stage::Running, verdict);
-    }
-
-    /// Without a failover the secondary's disk has every write that the primary's guest was told of; checked when the
-    /// stop has taken place, before its new guest writes.
-    pub(super) fn check_stopped(&self) {
-        if self.is_behind() {
-            return;
-        }
-        for (byte, is) in self.secondary_disk().bytes().iter().enumerate() {
-            assert!(self.guest.may_be(byte, *is), "byte {byte} was acknowledged and is not here");
-        }
-    }
-
-    /// What the secondary's guest would read now.
-    pub(super) fn resolve_view(&self) -> Vec<u8> {
-        let mut view = self.secondary_disk().bytes().to_vec();
-        let mut rest = Extent { offset: 0, length: self.size };
-        while !rest.is_empty() {
-            let found = self.secondary.machine().buffer().find(rest);
-            let part = Extent { length: found.length, ..rest };
-            match found.spot {
-                Spot::Slot(at) => {
-                    let slots: &Disk = &self.secondary.devices().buffer;
-                    let from = range(Extent { offset: at, length: part.length });
-                    view[range(part)].copy_from_slice(&slots.bytes()[from]);
-                }
-                Spot::Zeroes => view[range(part)].fill(0),
-                Spot::Absent => {}
-            }
-            rest = Extent::between(part.end(), rest.end());
-        }
-        view
-    }
-
-    /// The secondary's guest sees the last checkpoint and its own writes, at every step.
-    pub(super) fn compare_view(&self) {
-        let machine = self.secondary.machine();
-        if machine.stage() == Stage::None || machine.view() == View::Broken {
-            return;
-        }
-        let view = self.resolve_view();
-        if view == self.twin.content {
-            return;
-        }
-        for (byte, is) in view.iter().enumerate() {
-            assert!(self.twin.may_be(byte, *is), "byte {byte} of the view is {is:#x}");
-        }
+    fn any_extent(&mut self) -> Extent {
+        let size = self.settings.size_bytes;
+        let granule = u64::from(self.settings.secondary.granule_bytes);
+        let window = u64::from(self.settings.primary.window_bytes);
+        let rng = &mut self.rng;
+        let longest = pick(rng, &[16, granule / 2, granule, granule * 2, window, window * 3]);
+        let region = if rng.u32(..100) < self.settings.focus_percent { size.min(granule * 3) } else { size };
+        let offset = rng.u64(..region);
+        let offset = if rng.u8(..3) == 0 { offset / granule * granule } else { offset };
+        let length = rng.u64(1..=longest);
+        let length = if rng.u8(..3) == 0 { length.next_multiple_of(granule) } else { length };
+        // Often up to the end of the disk.
+        let offset = if rng.u8(..16) == 0 { size.saturating_sub(length) } else { offset };
+        Extent { offset, length: length.min(size - offset) }
     }
 }

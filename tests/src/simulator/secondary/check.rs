@@ -4,11 +4,43 @@ use twinblock_core::buffer::Spot;
 use twinblock_core::secondary::Port;
 use twinblock_core::{ErrorKind, Extent, Stage, View};
 
+use super::super::coverage::{Side, Troubles, stage_of};
 use super::super::disk::range;
 use super::reply::differing;
 use super::{Flying, World, size_of};
 
 impl World<'_> {
+    /// An input is about to be offered, or was.
+    pub(super) fn meet(&mut self, input: &str) {
+        let side = Side::Secondary;
+        let machine = self.machine();
+        let is_full = machine.held() != 0 || machine.buffer().free_slots() == 0;
+        let links = self.clients.iter().filter(|client| client.port == Port::Replication).count();
+        let troubles = Troubles::default()
+            .with(side, "disk", !self.disk().injected.is_empty())
+            .with(side, "buffer", !self.buffer().injected.is_empty())
+            .with(side, "full", is_full)
+            .with(side, "broken", machine.view() == View::Broken)
+            .with(side, "behind", machine.is_behind())
+            .with(side, "cut", self.was_cut)
+            .with(side, "stale", links > 1)
+            .with(side, "slow", self.settings.depth == 1)
+            .with(side, "clock", self.has_jumped);
+        let stage = stage_of(side, machine.stage());
+        self.coverage.meet(side, input, stage, troubles);
+    }
+
+    /// A device has made progress.
+    pub(super) fn meet_completion(&mut self, is_disk: bool, is_done: Option<bool>) {
+        match (is_disk, is_done) {
+            (_, None) => {}
+            (true, Some(true)) => self.meet("disk done"),
+            (true, Some(false)) => self.meet("disk failed"),
+            (false, Some(true)) => self.meet("buffer done"),
+            (false, Some(false)) => self.meet("buffer failed"),
+        }
+    }
+
     /// What the guest would read now: the buffer first, then the disk.
     pub(super) fn resolve_view(&self) -> Vec<u8> {
         let mut view = self.disk().bytes().to_vec();

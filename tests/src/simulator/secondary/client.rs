@@ -41,6 +41,7 @@ impl World<'_> {
         let port = if self.rng.bool() { Port::Guest } else { Port::Replication };
         let who = self.rng.u8(..3);
         let identity = (who != 0 && port == Port::Replication).then_some(Identity([who; 16]));
+        self.meet(if port == Port::Guest { "guest connects" } else { "primary connects" });
         let result = self.driver.offer(self.now, Input::Opened { connection, port, identity });
         self.trace(|_| format!("open {connection:?} {port:?} {who}: {result:?}"));
         if self.clients.len() < self.settings.connections {
@@ -85,6 +86,8 @@ impl World<'_> {
                 self.model.may_be_in_doubt |= client.has_modified;
             }
         }
+        self.meet(if is_clean { "clean close" } else { "unclean close" });
+        self.was_cut |= client.port == Port::Replication && !is_clean;
         self.driver.offer(self.now, Input::Closed { connection, is_clean }).expect("it was open");
         self.coverage.count("close", self.model.stage, if is_clean { "clean" } else { "unclean" });
         self.drain();

@@ -3,6 +3,7 @@
 use twinblock_core::secondary::{Command, Input, Port};
 use twinblock_core::{CommandId, Identity, Refused, Stage};
 
+use super::super::pair::name_of_command as name_of;
 use super::World;
 
 /// An operation that was taken and not answered.
@@ -71,6 +72,7 @@ impl World<'_> {
     pub(super) fn command(&mut self, wanted: Command) -> bool {
         let command = self.command_name();
         let allowed = self.expected(wanted);
+        self.meet(name_of(&wanted));
         let result = self.driver.offer(self.now, Input::Command(command, wanted));
         self.trace(|_| format!("{wanted:?}: {result:?}"));
         assert!(allowed.contains(&result), "{wanted:?}: {result:?}, not one of {allowed:?}");
@@ -231,18 +233,5 @@ impl World<'_> {
             assert!(!are_all_left, "prepared with a write neither finished nor held");
         }
         self.model.prepared = Some(claim);
-    }
-}
-
-fn name_of(wanted: &Command) -> &'static str {
-    match wanted {
-        Command::Start { .. } => "start",
-        Command::Checkpoint { force: false } => "checkpoint",
-        Command::Checkpoint { force: true } => "checkpoint, forced",
-        Command::Prepare { .. } => "prepare",
-        Command::Commit { .. } => "commit",
-        Command::Stop { failover: true, .. } => "stop, failover",
-        Command::Stop { force: false, .. } => "stop",
-        Command::Stop { force: true, .. } => "stop, forced",
     }
 }

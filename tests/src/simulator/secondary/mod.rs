@@ -99,6 +99,10 @@ struct World<'m> {
     asked: Vec<Asked>,
     names_used: u32,
     coverage: Coverage,
+    /// A connection of a primary has gone without a goodbye.
+    was_cut: bool,
+    /// The clock has jumped.
+    has_jumped: bool,
     is_traced: bool,
 }
 
@@ -131,6 +135,8 @@ impl<'m> World<'m> {
             asked: Vec::new(),
             names_used: 0,
             coverage: Coverage::default(),
+            was_cut: false,
+            has_jumped: false,
             is_traced,
         }
     }
@@ -166,8 +172,10 @@ impl<'m> World<'m> {
         while self.disk().is_overfull() || self.buffer().is_overfull() {
             let Self { driver, rng, arena, .. } = self;
             let devices = driver.devices_mut();
-            let full = if devices.disk.is_overfull() { &mut devices.disk } else { &mut devices.buffer };
-            full.progress(rng, arena);
+            let is_disk = devices.disk.is_overfull();
+            let full = if is_disk { &mut devices.disk } else { &mut devices.buffer };
+            let is_done = full.progress(rng, arena);
+            self.meet_completion(is_disk, is_done);
             self.pump();
         }
         assert_eq!(self.driver.stale_completions(), 0, "a completion was refused");
@@ -180,6 +188,9 @@ impl<'m> World<'m> {
     }
 
     fn pump(&mut self) {
+        if self.driver.poll_timeout().is_some_and(|due| due <= self.now) {
+            self.meet("time-out");
+        }
         while let Some(emitted) = self.driver.poll(self.now, &mut self.arena) {
             self.trace(|_| format!("    {emitted:?}"));
             match emitted {
@@ -228,6 +239,8 @@ impl<'m> World<'m> {
             self.drain();
             return false;
         }
+        let is_primarys = port == Port::Replication;
+        self.meet(super::pair::name_of_request(is_primarys, &request.op));
         let flying = self.flying_of(request, client, piece.group, data, new);
         self.clients[client].outbox.pop_front();
         if request.op.is_modification() {

@@ -57,11 +57,9 @@ impl World<'_> {
             (_, 0) => true,
             _ => rng.bool(),
         };
-        if is_disk {
-            devices.disk.progress(rng, arena);
-        } else {
-            devices.buffer.progress(rng, arena);
-        }
+        let device = if is_disk { &mut devices.disk } else { &mut devices.buffer };
+        let is_done = device.progress(rng, arena);
+        self.meet_completion(is_disk, is_done);
         self.drain();
     }
 
@@ -81,7 +79,10 @@ impl World<'_> {
     }
 
     fn pass_time(&mut self) {
-        let bits = self.rng.u8(..16);
+        // Seldom the clock jumps.
+        let is_jump = self.rng.u8(..16) == 0;
+        self.has_jumped |= is_jump;
+        let bits = if is_jump { self.rng.u8(16..40) } else { self.rng.u8(..16) };
         let span = self.rng.u64(1..=1 << bits);
         self.now = self.now.after(Micros(span));
         self.drain();

@@ -10,8 +10,8 @@ use twinblock_core::driver::{Driver, Emitted, SecondaryDevices};
 use twinblock_core::order::Slot;
 use twinblock_core::secondary::{Command, Connection, Input, Port, Secondary, Storage, Work};
 use twinblock_core::{
-    CommandId, ConnectionId, Errno, Extent, Identity, Micros, Notice, Op, Outcome, Refused, Reply, Stage,
-    View,
+    CommandId, ConnectionId, Errno, Event, Extent, Identity, Micros, Notice, Op, Outcome, Refused, Reply,
+    Stage, View,
 };
 
 use super::bytes::Bytes;
@@ -115,6 +115,10 @@ pub(super) struct Standby<'m> {
     has_committed: bool,
     /// Guest's requests that failed.
     pub(super) guest_failures: u64,
+    /// A connection of the primary was cut at some time.
+    pub(super) was_cut: bool,
+    /// It has told that its buffer is full.
+    pub(super) is_full_told: bool,
 }
 
 impl<'m> Standby<'m> {
@@ -122,8 +126,9 @@ impl<'m> Standby<'m> {
         let config = settings.secondary;
         let window = config.window_bytes as usize;
         let slots = vec![0xEE; settings.buffer().size_bytes as usize];
-        let mut disk = Disk::new("secondary disk", settings.geometry(), content.clone(), usize::MAX, window);
-        let mut buffer = Disk::new("buffer", settings.buffer(), slots, usize::MAX, window);
+        let mut disk =
+            Disk::new("secondary disk", settings.geometry(), content.clone(), settings.depth, window);
+        let mut buffer = Disk::new("buffer", settings.buffer(), slots, settings.depth, window);
         disk.faults = settings.secondary_faults;
         buffer.faults = settings.secondary_faults;
         let Room { table, nodes, connections } = room;
@@ -151,7 +156,20 @@ impl<'m> Standby<'m> {
             commits: 0,
             has_committed: false,
             guest_failures: 0,
+            was_cut: false,
+            is_full_told: false,
         }
+    }
+
+    pub(super) fn set_traced(&mut self, is_traced: bool) {
+        let devices = self.driver.devices_mut();
+        devices.disk.is_traced = is_traced;
+        devices.buffer.is_traced = is_traced;
+    }
+
+    /// Whether an operation is under way.
+    pub(super) fn is_asked(&self) -> bool {
+        !self.asked.is_empty()
     }
 
     pub(super) fn machine(&self) -> &Secondary<'m> {
@@ -198,6 +216,7 @@ impl<'m> Standby<'m> {
     /// The primary's end of the link is gone; these arrive yet.
     pub(super) fn cut(&mut self, arriving: VecDeque<Message>) {
         let Some(session) = self.session.take() else { return };
+        self.was_cut = true;
         for message in arriving {
             self.receive(session, &message);
         }
@@ -257,14 +276,14 @@ impl<'m> Standby<'m> {
         }
     }
 
-    /// Offers a connection's next piece. Whether it was taken.
-    pub(super) fn offer(&mut self, now: Micros, step: u64, client: usize) -> bool {
+    /// Offers a connection's next piece; gives what was taken.
+    pub(super) fn offer(&mut self, now: Micros, step: u64, client: usize) -> Option<Op> {
         let Self { driver, clients, .. } = self;
         let take = |connection, request| driver.offer(now, Input::Request(connection, request));
-        match clients.offer(client, step, take) {
-            Some(Ok(_)) => true,
-            Some(Err(Refused::Busy)) | None => false,
-            Some(Err(refused)) => panic!("a request is refused: {refused:?}"),
+        match clients.offer(client, step, take)? {
+            Ok(request) => Some(request.op),
+            Err(Refused::Busy) => None,
+            Err(refused) => panic!("a request is refused: {refused:?}"),
         }
     }
 
@@ -281,7 +300,7 @@ impl<'m> Standby<'m> {
                     let told = self.clients.find(connection).expect("it is open");
                     self.clients.open[told].is_ending = true;
                 }
-                Emitted::Notice(Notice::Event(_)) => {}
+                Emitted::Notice(Notice::Event(event)) => self.is_full_told |= event == Event::BufferFull,
             }
         }
         self.look_at_stage();
@@ -464,5 +483,19 @@ impl<'m> Standby<'m> {
             && self.device().in_flight() + self.buffer().in_flight() == 0
             && self.machine().in_flight() == 0
             && self.clients.open.iter().all(|client| !client.is_ending)
+    }
+}
+
+/// As the coverage table has it.
+pub(crate) fn name_of(wanted: &Command) -> &'static str {
+    match wanted {
+        Command::Start { .. } => "start",
+        Command::Checkpoint { force: false } => "checkpoint",
+        Command::Checkpoint { force: true } => "forced checkpoint",
+        Command::Prepare { .. } => "prepare",
+        Command::Commit { .. } => "commit",
+        Command::Stop { failover: true, .. } => "failover",
+        Command::Stop { force: false, .. } => "stop",
+        Command::Stop { force: true, .. } => "forced stop",
     }
 }

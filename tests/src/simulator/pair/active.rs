@@ -85,7 +85,7 @@ impl<'m> Active<'m> {
         let config: Config = settings.primary;
         let geometry = settings.geometry();
         let window = config.window_bytes;
-        let mut disk = Disk::new("primary disk", geometry, content.clone(), usize::MAX, window as usize);
+        let mut disk = Disk::new("primary disk", geometry, content.clone(), settings.depth, window as usize);
         disk.faults = settings.primary_faults;
         let Rest { table, connections, written, lost } = rest;
         let storage = Storage { table, connections, written, lost, replicas };

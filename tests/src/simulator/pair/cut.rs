@@ -5,9 +5,9 @@ use twinblock_core::secondary;
 use twinblock_core::{Extent, Op, Stage};
 
 use super::client::NO_DATA;
-use super::random::ask;
+use super::script::ask;
 use super::settings::Settings;
-use super::world::{World, with_world};
+use super::world::{Place, World, with_world};
 use crate::simulator::trace;
 
 /// A thing that a script does.
@@ -104,10 +104,10 @@ pub fn run(script: &Script, run: Run, is_traced: bool) -> Seen {
     let settings = Settings { slots: script.slots, ..Settings::plain(1) };
     with_world(settings, Rng::with_seed(run.seed), is_traced, |world| {
         let mut player = Player { world, run, requests: 0, held_max: 0 };
-        player.world.active.open(player.world.now);
-        player.world.active.open(player.world.now);
+        player.world.open_guest(0);
+        player.world.open_guest(0);
         player.world.start_all();
-        player.world.standbys[0].open(player.world.now, None);
+        player.world.open_secondary_guest(ONLY);
         player.world.step = 1;
         // Up to its end a run is the same as one with less fuel, which was compared.
         player.world.is_checking = matches!(run.fuel, Fuel::Requests(u64::MAX));
@@ -115,16 +115,16 @@ pub fn run(script: &Script, run: Run, is_traced: bool) -> Seen {
         let seen = Seen {
             is_through,
             requests: player.requests,
-            acknowledged: player.world.active.acknowledged,
-            epochs: player.world.standbys[0].machine().epoch(),
+            acknowledged: player.world.volumes[0].active.acknowledged,
+            epochs: player.world.standby(ONLY).machine().epoch(),
             held_max: player.held_max,
         };
-        assert_eq!(player.world.active.failures, 0, "the guest is disturbed");
+        assert_eq!(player.world.volumes[0].active.failures, 0, "the guest is disturbed");
         match run.takeover {
             Takeover::Failover => player.world.promote(),
             Takeover::Stop => player.world.take_disk(),
         }
-        assert_eq!(player.world.standbys[0].guest_failures, 0, "the secondary's guest is disturbed");
+        assert_eq!(player.world.standby(ONLY).guest_failures, 0, "the secondary's guest is disturbed");
         seen
     })
 }
@@ -198,6 +198,9 @@ pub fn wanted(text: &str) -> Option<(&str, Run)> {
     Some((name, Run { seed, fuel, takeover }))
 }
 
+/// The only replica.
+const ONLY: Place = Place { volume: 0, replica: 0 };
+
 struct Player<'w, 'm> {
     world: &'w mut World<'m>,
     run: Run,
@@ -222,7 +225,7 @@ impl Player<'_, '_> {
             self.world.is_checking = self.world.step >= count;
         }
         let has_worked = self.world.advance(false);
-        self.held_max = self.held_max.max(self.world.standbys[0].machine().held());
+        self.held_max = self.held_max.max(self.world.standby(ONLY).machine().held());
         has_worked
     }
 
@@ -277,18 +280,20 @@ impl Player<'_, '_> {
             return false;
         }
         self.requests += 1;
-        ask(&mut self.world.active.clients, client, op, extent, &mut self.world.rng);
+        ask(&mut self.world.volumes[0].active.clients, client, op, extent, &mut self.world.rng);
         true
     }
 
     /// Nothing is in flight: the disk is what the guest counts on, and becomes the view.
     fn managers_checkpoint(&mut self) -> bool {
         let checkpoint = secondary::Command::Checkpoint { force: false };
-        self.world.manage(0, checkpoint).expect("nothing is missing");
+        self.world.manage(ONLY, checkpoint).expect("nothing is missing");
         let is_alive = self.settle();
-        let standby = &self.world.standbys[0];
-        if standby.answers.last().is_some_and(|(_, result)| result.is_ok()) && self.world.active.is_idle() {
-            let wrong = self.world.active.model.first_wrong(0, standby.disk.value(), |_, _| false);
+        let standby = &self.world.standby(ONLY);
+        if standby.answers.last().is_some_and(|(_, result)| result.is_ok())
+            && self.world.volumes[0].active.is_idle()
+        {
+            let wrong = self.world.volumes[0].active.model.first_wrong(0, standby.disk.value(), |_, _| false);
             assert_eq!(wrong, None, "a checkpoint without something that was answered");
         }
         is_alive
@@ -297,17 +302,10 @@ impl Player<'_, '_> {
 
 impl World<'_> {
     fn guest_asks(&mut self, op: Op, extent: Extent) -> bool {
-        let clients = &mut self.standbys[0].clients;
+        let clients = &mut self.volumes[0].standbys[0].clients;
         let guest = clients.open.iter().position(|client| !client.is_replication).expect("it is there");
         ask(clients, guest, op, extent, &mut self.rng);
         true
-    }
-
-    /// What the primary has sent last may arrive before the manager acts, or after.
-    fn wait_a_little(&mut self) {
-        for _ in 0..self.rng.u32(..16) {
-            self.advance(false);
-        }
     }
 
     /// The primary dies; the guest goes on from the last checkpoint and its own writes.
@@ -315,7 +313,7 @@ impl World<'_> {
         self.kill_primary();
         self.wait_a_little();
         let stop = secondary::Command::Stop { failover: true, force: false };
-        self.manage(0, stop).expect("the view is whole");
+        self.manage(ONLY, stop).expect("the view is whole");
         for round in 0..self.rng.u32(..12) {
             if round % 2 == 0 {
                 self.ask_secondary();
@@ -323,7 +321,7 @@ impl World<'_> {
             self.advance(true);
         }
         self.run_until_idle();
-        self.check_done(0);
+        self.check_done(ONLY);
     }
 
     /// The primary dies; the disk holds every write that was answered to its guest.
@@ -331,13 +329,13 @@ impl World<'_> {
         self.kill_primary();
         self.wait_a_little();
         let stop = secondary::Command::Stop { failover: false, force: false };
-        self.manage(0, stop).expect("nothing is missing");
+        self.manage(ONLY, stop).expect("nothing is missing");
         self.run_until_idle();
-        assert_eq!(self.standbys[0].machine().stage(), Stage::Done);
-        self.check_done(0);
-        let excuse = |at: usize, byte: u8| self.active.clients.explain(false, at, byte);
-        let taken = self.standbys[0].taken.as_ref().expect("it was stopped");
-        let wrong = self.active.model.first_wrong(0, taken, excuse);
+        assert_eq!(self.standby(ONLY).machine().stage(), Stage::Done);
+        self.check_done(ONLY);
+        let excuse = |at: usize, byte: u8| self.volumes[0].active.clients.explain(false, at, byte);
+        let taken = self.standby(ONLY).taken.as_ref().expect("it was stopped");
+        let wrong = self.volumes[0].active.model.first_wrong(0, taken, excuse);
         assert_eq!(wrong, None, "a write that was answered to the primary's guest is lost");
     }
 }

@@ -1,4 +1,4 @@
-//! What a seed chooses for a pair.
+//! What a seed chooses for a primary and its secondaries.
 
 use fastrand::Rng;
 use twinblock_core::block::{Capabilities, Geometry};
@@ -9,8 +9,21 @@ use twinblock_core::{BufferIndex, Micros, primary, secondary};
 use crate::simulator::disk::Faults;
 use crate::simulator::settings::pick;
 
-/// Places for replicas.
+/// Places for replicas of one volume.
 pub(super) const REPLICAS: usize = 2;
+/// Most volumes of a node.
+pub(super) const VOLUMES: usize = 3;
+
+/// How much there is of everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// One volume and its replica.
+    Pair,
+    /// One volume and two replicas.
+    Trio,
+    /// Two or three volumes, with one barrier for all.
+    Volumes,
+}
 
 /// The choices.
 #[derive(Clone, Copy, Debug)]
@@ -21,7 +34,13 @@ pub(super) struct Settings {
     pub(super) secondary: secondary::Config,
     pub(super) slots: u64,
     pub(super) nodes: usize,
-    /// How many replicas there are.
+    /// Places of a secondary's table beyond those promised to its ports.
+    pub(super) spare_places: usize,
+    /// How many transfers each disk takes at a time.
+    pub(super) depth: usize,
+    /// How many volumes there are.
+    pub(super) volumes: usize,
+    /// How many replicas each of them has.
     pub(super) replicas: usize,
     pub(super) primary_faults: Faults,
     pub(super) secondary_faults: Faults,
@@ -34,8 +53,14 @@ pub(super) struct Settings {
     /// Per thousand steps: how often a link is cut, and how often a question or an answer of the coordinator is lost.
     pub(super) cuts: u32,
     pub(super) losses: u32,
-    /// Per thousand steps: how often a manager forces something.
+    /// Per thousand steps: how often a manager does something.
     pub(super) managers: u32,
+    /// Of these, percent that end replication on a secondary.
+    pub(super) takeovers_percent: u32,
+    /// Per thousand steps: how often a clock jumps.
+    pub(super) jumps: u32,
+    /// The primary takes a checkpoint when it hears that a buffer is full.
+    pub(super) heeds_full: bool,
     /// Percent of the requests that aim at one small region.
     pub(super) focus_percent: u32,
 }
@@ -60,6 +85,9 @@ impl Settings {
             },
             slots: 128,
             nodes: Index::nodes_for(128),
+            spare_places: 2,
+            depth: usize::MAX,
+            volumes: 1,
             replicas,
             primary_faults: Faults::NONE,
             secondary_faults: Faults::NONE,
@@ -69,17 +97,30 @@ impl Settings {
             cuts: 0,
             losses: 0,
             managers: 0,
+            takeovers_percent: 0,
+            jumps: 0,
+            heeds_full: false,
             focus_percent: 30,
         }
     }
 
     /// The choices of a seed.
-    pub(super) fn choose(rng: &mut Rng) -> Self {
+    pub(super) fn choose(rng: &mut Rng, shape: Shape) -> Self {
         let granule_bytes = pick(rng, &[512_u32, 512, 1024]);
-        let size_bytes = rng.u64(4_096..14_000);
+        let size_bytes = match shape {
+            Shape::Volumes => rng.u64(1_024..6_000),
+            Shape::Pair | Shape::Trio => rng.u64(2_048..12_000),
+        };
         let granules = size_bytes.div_ceil(granule_bytes.into());
-        let faults = |rng: &mut Rng, rates: [u32; 4]| Faults {
-            per_million: pick(rng, &rates),
+        let (volumes, replicas) = match shape {
+            Shape::Pair => (1, 1),
+            Shape::Trio => (1, REPLICAS),
+            Shape::Volumes => (rng.usize(2..=VOLUMES), pick(rng, &[1, 1, REPLICAS])),
+        };
+        let is_calm = rng.u8(..4) == 0;
+        let rate = |rng: &mut Rng, rates: &[u32]| if is_calm { 0 } else { pick(rng, rates) };
+        let faults = |rng: &mut Rng, rates: &[u32]| Faults {
+            per_million: rate(rng, rates),
             slow_zeroes_percent: pick(rng, &[0, 0, 50]),
         };
         Self {
@@ -89,33 +130,44 @@ impl Settings {
                 dirty_granule_bytes: pick(rng, &[512, 1024, 2048]),
                 block_bytes: 1,
             },
-            primary_places: rng.usize(2..=24),
-            secondary: secondary::Config {
-                granule_bytes,
-                window_bytes: granule_bytes * pick(rng, &[1, 2, 4]),
-                when_full: if rng.u8(..6) == 0 { WhenFull::Break } else { WhenFull::Stall },
-                stall_max: Micros(pick(rng, &[0, 500, 20_000, 100_000])),
-                replication_requests: pick(rng, &[1, 3, 8]),
-                guest_requests: pick(rng, &[1, 4]),
-                scratch_first: BufferIndex(0),
-                scratch_count: pick(rng, &[1, 2]),
-            },
-            slots: match rng.u8(..4) {
-                0 => rng.u64(1..=4),
-                1 => granules / 2 + 1,
+            primary_places: pick(rng, &[1, 2, 3, 8, 24]),
+            secondary: Self::choose_secondary(rng, granule_bytes),
+            slots: match rng.u8(..5) {
+                0 => 1,
+                1 => rng.u64(2..=4),
+                2 => granules / 2 + 1,
                 _ => granules * 3,
             },
             nodes: Index::nodes_for(2 * granules as usize + 2),
-            replicas: rng.usize(1..=REPLICAS),
-            primary_faults: faults(rng, [0, 0, 20_000, 200_000]),
-            secondary_faults: faults(rng, [0, 0, 500, 10_000]),
+            spare_places: pick(rng, &[1, 2, 2, 5]),
+            depth: pick(rng, &[1, 2, usize::MAX, usize::MAX]),
+            volumes,
+            replicas,
+            primary_faults: faults(rng, &[0, 0, 20_000, 200_000]),
+            secondary_faults: faults(rng, &[0, 0, 500, 10_000]),
             timeout: Micros(pick(rng, &[2_000, 20_000, 200_000])),
             control_every: pick(rng, &[1, 1, 20, 50]),
-            steps: rng.u64(150..450),
-            cuts: pick(rng, &[0, 0, 3, 15]),
-            losses: pick(rng, &[0, 0, 10, 40]),
-            managers: pick(rng, &[0, 0, 5]),
+            steps: rng.u64(100..350),
+            cuts: rate(rng, &[0, 3, 15]),
+            losses: rate(rng, &[0, 0, 10, 40]),
+            managers: rate(rng, &[0, 5, 20]),
+            takeovers_percent: pick(rng, &[0, 0, 0, 10]),
+            jumps: rate(rng, &[0, 0, 10]),
+            heeds_full: rng.bool(),
             focus_percent: pick(rng, &[0, 50, 90]),
+        }
+    }
+
+    fn choose_secondary(rng: &mut Rng, granule_bytes: u32) -> secondary::Config {
+        secondary::Config {
+            granule_bytes,
+            window_bytes: granule_bytes * pick(rng, &[1, 2, 4]),
+            when_full: if rng.u8(..4) == 0 { WhenFull::Break } else { WhenFull::Stall },
+            stall_max: Micros(pick(rng, &[0, 500, 20_000, 100_000])),
+            replication_requests: pick(rng, &[1, 3, 8]),
+            guest_requests: pick(rng, &[1, 4]),
+            scratch_first: BufferIndex(0),
+            scratch_count: pick(rng, &[1, 2]),
         }
     }
 
@@ -131,7 +183,9 @@ impl Settings {
     }
 
     pub(super) fn secondary_places(&self) -> usize {
-        usize::from(self.secondary.replication_requests) + usize::from(self.secondary.guest_requests) + 2
+        usize::from(self.secondary.replication_requests)
+            + usize::from(self.secondary.guest_requests)
+            + self.spare_places
     }
 
     /// Content of the disks: data with holes in it.

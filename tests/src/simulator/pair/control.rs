@@ -1,0 +1,337 @@
+//! The coordinator of checkpoints, and the way its questions and the answers to them take: late, lost, or overtaken by
+//! what goes over the data link.
+//!
+//! As in the daemon, an answer is known by the name of its question. A question of which a checkpoint has ended without an
+//! answer is forgotten: the answer that comes late is none to the questions of the next checkpoint.
+
+use std::rc::Rc;
+use twinblock_core::node::{Coordinator, Failure, Input, MemberIndex, Output, VolumeIndex};
+use twinblock_core::{CommandId, Micros, Refused, ReplicaState};
+
+use super::settings::{REPLICAS, VOLUMES};
+use super::standby::Snapshot;
+use super::world::Place;
+
+/// Replicas of all volumes.
+const PLACES: usize = VOLUMES * REPLICAS;
+
+/// What a secondary is asked.
+#[derive(Clone, Debug)]
+pub(super) enum Question {
+    Epoch,
+    Prepare { epoch: u64, modifications: u64, snapshot: Rc<Snapshot> },
+    Commit { epoch: u64 },
+}
+
+/// A question or an answer under way.
+#[derive(Clone, Debug)]
+pub(super) struct Message<T> {
+    pub(super) name: u64,
+    pub(super) place: Place,
+    pub(super) what: T,
+}
+
+/// Where a checkpoint stands, as far as its questions tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    Idle,
+    Barrier,
+    Ask,
+    Prepare,
+    Commit,
+}
+
+/// The coordinator and its control links.
+#[derive(Debug)]
+pub(super) struct Control<'m> {
+    coordinator: Coordinator<'m>,
+    members: [Option<MemberIndex>; PLACES],
+    pub(super) phase: Phase,
+    pub(super) questions: Vec<Message<Question>>,
+    /// Epochs, or 0 where nothing is told.
+    pub(super) answers: Vec<Message<Result<u64, Refused>>>,
+    /// Questions whose answers are listened to, with a copy.
+    listened: Vec<Message<Question>>,
+    names_used: u64,
+    /// Replicas that were asked to prepare for this checkpoint, and whether they have.
+    prepared: [Option<bool>; PLACES],
+    /// A commit was sent and no answer has come: the epoch must be asked for.
+    is_unknown: [bool; PLACES],
+    pub(super) states: [ReplicaState; PLACES],
+    pub(super) left_out: Vec<Place>,
+    pub(super) results: Vec<Result<(), Failure>>,
+    /// Volumes that take part, and whether each had replicas when the barriers were reached.
+    enrolled: [bool; VOLUMES],
+    pub(super) is_known: [bool; VOLUMES],
+    /// A message or a link was lost at some time.
+    pub(super) has_lost: bool,
+}
+
+/// What only the world can do.
+#[derive(Debug)]
+pub(super) enum Wish {
+    Barrier {
+        volume: usize,
+        is_urgent: bool,
+    },
+    Release {
+        volume: usize,
+        is_checkpoint: bool,
+    },
+    /// With the number of modifications that were sent.
+    Prepare {
+        place: Place,
+        epoch: u64,
+    },
+    Missing(Place),
+}
+
+impl<'m> Control<'m> {
+    pub(super) fn new(coordinator: Coordinator<'m>) -> Self {
+        Self {
+            coordinator,
+            members: [None; PLACES],
+            phase: Phase::Idle,
+            questions: Vec::new(),
+            answers: Vec::new(),
+            listened: Vec::new(),
+            names_used: 0,
+            prepared: [None; PLACES],
+            is_unknown: [false; PLACES],
+            states: [ReplicaState::Disconnected; PLACES],
+            left_out: Vec::new(),
+            results: Vec::new(),
+            enrolled: [false; VOLUMES],
+            is_known: [false; VOLUMES],
+            has_lost: false,
+        }
+    }
+
+    pub(super) fn is_busy(&self) -> bool {
+        self.coordinator.is_busy()
+    }
+
+    pub(super) fn is_current(&self, place: Place) -> bool {
+        self.states[place.flat()] == ReplicaState::Current
+    }
+
+    /// Whether something is on its way.
+    pub(super) fn is_under_way(&self) -> bool {
+        !self.questions.is_empty() || !self.answers.is_empty()
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Micros> {
+        self.coordinator.poll_timeout()
+    }
+
+    fn place(&self, member: MemberIndex) -> Place {
+        Place::at(self.members.iter().position(|known| *known == Some(member)).expect("it was added"))
+    }
+
+    /// A replica is attached.
+    pub(super) fn add(&mut self, place: Place) {
+        let volume = VolumeIndex(place.volume as u16);
+        let member = self.coordinator.add_member(volume).expect("there is room");
+        self.members[place.flat()] = Some(member);
+        self.states[place.flat()] = ReplicaState::Disconnected;
+    }
+
+    /// A replica is detached: its control link is closed.
+    pub(super) fn remove(&mut self, place: Place) {
+        let member = self.members[place.flat()].take().expect("it was added");
+        self.forget(place);
+        self.coordinator.remove_member(member);
+        self.prepared[place.flat()] = None;
+        self.is_unknown[place.flat()] = false;
+        self.states[place.flat()] = ReplicaState::Disconnected;
+    }
+
+    pub(super) fn begin(&mut self, now: Micros, is_urgent: bool, running: &[bool]) {
+        for (volume, is_in) in running.iter().enumerate() {
+            self.enrolled[volume] = *is_in;
+            self.coordinator.enrol(VolumeIndex(volume as u16), *is_in).expect("it is idle");
+        }
+        let command = CommandId(0);
+        self.coordinator.handle_input(now, Input::Begin { command, is_urgent }).expect("it is idle");
+        self.prepared = [None; PLACES];
+        self.is_known = [false; VOLUMES];
+        self.left_out.clear();
+        self.phase = Phase::Barrier;
+    }
+
+    pub(super) fn barrier(&mut self, now: Micros, volume: usize, result: Result<(), Refused>) {
+        // One that comes after the time-out is stale.
+        let _ = self.coordinator.handle_input(now, Input::Barrier(VolumeIndex(volume as u16), result));
+        for (flat, member) in self.members.iter().enumerate() {
+            let of = Place::at(flat).volume;
+            self.is_known[of] |= member.is_some() && self.enrolled[of];
+        }
+    }
+
+    pub(super) fn replica_changed(&mut self, now: Micros, place: Place, state: ReplicaState) {
+        let Some(member) = self.members[place.flat()] else { return };
+        self.states[place.flat()] = state;
+        self.coordinator.handle_input(now, Input::Replica(member, state)).expect("it was added");
+    }
+
+    /// What has taken too long is given up.
+    pub(super) fn handle_timeout(&mut self, now: Micros) {
+        self.coordinator.handle_timeout(now);
+    }
+
+    /// A question or an answer is lost.
+    pub(super) fn lose(&mut self, which: usize) {
+        self.has_lost = true;
+        if which < self.questions.len() {
+            self.questions.remove(which);
+        } else {
+            self.answers.remove(which - self.questions.len());
+        }
+    }
+
+    /// The control link to a replica is lost, with what is under way on it.
+    pub(super) fn lose_link(&mut self, now: Micros, place: Place) {
+        let Some(member) = self.members[place.flat()] else { return };
+        self.has_lost = true;
+        self.forget(place);
+        self.coordinator.forget_epoch(member);
+        for input in [
+            Input::Epoch(member, Err(Refused::TimedOut)),
+            Input::Prepared(member, Err(Refused::TimedOut)),
+            Input::Committed(member, Err(Refused::TimedOut)),
+        ] {
+            // Only the one that is waited for is taken.
+            let _ = self.coordinator.handle_input(now, input);
+        }
+    }
+
+    fn forget(&mut self, place: Place) {
+        self.questions.retain(|message| message.place != place);
+        self.answers.retain(|message| message.place != place);
+        self.listened.retain(|message| message.place != place);
+    }
+
+    fn question_of(&self, name: u64) -> Option<usize> {
+        self.listened.iter().position(|asked| asked.name == name)
+    }
+
+    /// What the coverage table calls an answer that is listened to.
+    pub(super) fn name_of(&self, answer: &Message<Result<u64, Refused>>) -> Option<&'static str> {
+        let asked = &self.listened[self.question_of(answer.name)?];
+        Some(match (&asked.what, answer.what.is_ok()) {
+            (Question::Epoch, true) => "epoch",
+            (Question::Epoch, false) => "epoch refused",
+            (Question::Prepare { .. }, true) => "prepared",
+            (Question::Prepare { .. }, false) => "prepare refused",
+            (Question::Commit { .. }, true) => "committed",
+            (Question::Commit { .. }, false) => "commit refused",
+        })
+    }
+
+    /// An answer has arrived.
+    pub(super) fn hear(&mut self, now: Micros, answer: &Message<Result<u64, Refused>>) {
+        let Some(asked) = self.question_of(answer.name) else { return };
+        let Message { place, what: question, .. } = self.listened.remove(asked);
+        let member = self.members[place.flat()].expect("it is there");
+        let unit = answer.what.map(|_| ());
+        let input = match question {
+            Question::Epoch => Input::Epoch(member, answer.what),
+            Question::Prepare { .. } => {
+                if self.prepared[place.flat()].is_some() {
+                    self.prepared[place.flat()] = Some(answer.what.is_ok());
+                }
+                Input::Prepared(member, unit)
+            }
+            Question::Commit { .. } => Input::Committed(member, unit),
+        };
+        let is_commit = matches!(question, Question::Commit { .. });
+        let is_heard = self.coordinator.handle_input(now, input).is_ok();
+        if is_heard && is_commit && answer.what.is_ok() {
+            self.is_unknown[place.flat()] = false;
+        }
+    }
+
+    fn ask(&mut self, place: Place, question: Question) {
+        self.names_used += 1;
+        let name = self.names_used;
+        self.listened.push(Message { name, place, what: question.clone() });
+        self.questions.push(Message { name, place, what: question });
+    }
+
+    pub(super) fn ask_prepare(
+        &mut self,
+        place: Place,
+        epoch: u64,
+        modifications: u64,
+        snapshot: Rc<Snapshot>,
+    ) {
+        self.prepared[place.flat()] = Some(false);
+        self.ask(place, Question::Prepare { epoch, modifications, snapshot });
+    }
+
+    /// The next thing that only the world can do.
+    pub(super) fn next_wish(&mut self) -> Option<Wish> {
+        loop {
+            match self.coordinator.poll_output()? {
+                Output::Barrier { volume, is_urgent } => {
+                    return Some(Wish::Barrier { volume: volume.0.into(), is_urgent });
+                }
+                Output::Release { volume, is_checkpoint } => {
+                    return Some(Wish::Release { volume: volume.0.into(), is_checkpoint });
+                }
+                Output::AskEpoch(member) => {
+                    let place = self.place(member);
+                    self.is_unknown[place.flat()] = false;
+                    self.phase = Phase::Ask;
+                    self.ask(place, Question::Epoch);
+                }
+                Output::Prepare { member, epoch } => {
+                    let place = self.place(member);
+                    self.phase = Phase::Prepare;
+                    assert!(!self.is_unknown[place.flat()], "the epoch after a lost commit is guessed");
+                    let is_current = self.states[place.flat()] == ReplicaState::Current;
+                    assert!(is_current, "a replica that misses something takes part");
+                    return Some(Wish::Prepare { place, epoch });
+                }
+                Output::Commit { member, epoch } => self.commit(self.place(member), epoch),
+                Output::LeftOut(member) => {
+                    let place = self.place(member);
+                    self.prepared[place.flat()] = None;
+                    self.left_out.push(place);
+                }
+                Output::Missing(member) => return Some(Wish::Missing(self.place(member))),
+                Output::Answer(_, result) => self.ended(result),
+            }
+        }
+    }
+
+    fn commit(&mut self, place: Place, epoch: u64) {
+        self.phase = Phase::Commit;
+        let is_ready = |prepared: &Option<bool>| *prepared != Some(false);
+        assert!(
+            self.prepared.iter().all(is_ready) && self.prepared[place.flat()] == Some(true),
+            "C1: a commit before all have prepared: {:?}",
+            self.prepared
+        );
+        self.is_unknown[place.flat()] = true;
+        self.ask(place, Question::Commit { epoch });
+    }
+
+    fn ended(&mut self, result: Result<(), Failure>) {
+        self.phase = Phase::Idle;
+        self.listened.clear();
+        if result.is_ok() {
+            let takes_part = |volume: usize| {
+                (0..REPLICAS).any(|replica| self.prepared[Place { volume, replica }.flat()] == Some(true))
+            };
+            let is_somebody = (0..VOLUMES).any(takes_part);
+            assert!(!self.is_known.contains(&true) || is_somebody, "a checkpoint of nobody");
+            let mut replicas = self.is_unknown.iter().zip(self.prepared);
+            assert!(
+                replicas.all(|(is_unknown, prepared)| prepared.is_none() || !is_unknown),
+                "a checkpoint succeeds and one that prepared has not committed"
+            );
+        }
+        self.results.push(result);
+    }
+}
