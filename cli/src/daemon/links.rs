@@ -223,6 +223,12 @@ impl Links {
         }
     }
 
+    /// A checkpoint has ended: an answer that still comes to one of its questions is none to those of the next one, which
+    /// the other side may answer first.
+    pub(super) fn forget_questions(&mut self) {
+        self.links.iter_mut().for_each(|link| link.questions.clear());
+    }
+
     pub(super) fn on_ready(&mut self, index: usize, ready: Ready, now: Micros, poller: &mut Poller) {
         let Some(link) = self.links.get_mut(index) else { return };
         if let State::Connecting { stream, .. } = &link.state {

@@ -380,6 +380,7 @@ impl Daemon {
     }
 
     fn checkpoint_ended(&mut self, command: twinblock_core::CommandId, result: Result<(), Failure>) {
+        self.links.forget_questions();
         match (&result, self.pair.has_complained) {
             (Err(failure), false) => {
                 self.pair.has_complained = true;

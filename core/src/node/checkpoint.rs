@@ -105,8 +105,9 @@ impl MemberStep {
     }
 }
 
-/// What is offered to a [`Coordinator`]. The answers of one replica are offered in the order of its questions; those that
-/// were lost with a control link are offered as refused with [`Refused::TimedOut`], or not at all.
+/// What is offered to a [`Coordinator`]. Answers to the questions of a checkpoint that has ended ([`Output::Answer`]) are not
+/// offered: a replica may answer what the next one asks sooner. Those that were lost with a control link are offered as
+/// refused with [`Refused::TimedOut`], or not at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Input {
     /// Take a checkpoint of the volumes that are enrolled.
