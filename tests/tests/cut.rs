@@ -177,7 +177,7 @@ fn wherever_the_primary_dies_the_secondary_takes_over_with_exactly_what_it_shoul
         watched(script, which);
         return;
     }
-    let seeds = std::env::var("TWINBLOCK_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(10);
+    let seeds = std::env::var("TWINBLOCK_CUT_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(10);
     let deaths = |script: &Script| {
         let deaths = at_every(script, seeds);
         println!("{:>6} deaths in '{}'", deaths, script.name);

@@ -44,8 +44,13 @@ impl World<'_> {
         for place in self.places() {
             self.secondary_acts(place, &mut acts);
         }
-        if !self.step.is_multiple_of(self.settings.control_every) {
+        let every = self.settings.control_every;
+        if !self.step.is_multiple_of(every) {
             return acts;
+        }
+        // Where a turn is rare it is taken.
+        if every > 1 && self.control.is_under_way() {
+            acts.clear();
         }
         for place in self.places().filter(|place| !self.way(*place).is_frozen) {
             let question = self.control.questions.iter().position(|one| one.place == place);
