@@ -74,6 +74,8 @@ struct MemberState {
     replica: ReplicaState,
     /// The replica's epoch, if it is known.
     epoch: Option<u64>,
+    /// It must be asked for before the next checkpoint, while this one goes on with what is known.
+    is_epoch_doubtful: bool,
     step: MemberStep,
 }
 
@@ -236,8 +238,13 @@ impl<'m> Coordinator<'m> {
     /// [`Refused::NoRoom`].
     pub fn add_member(&mut self, volume: VolumeIndex) -> Result<MemberIndex, Refused> {
         let free = self.members.iter().position(|member| member.0.is_none()).ok_or(Refused::NoRoom)?;
-        let state =
-            MemberState { volume, replica: ReplicaState::Disconnected, epoch: None, step: MemberStep::Out };
+        let state = MemberState {
+            volume,
+            replica: ReplicaState::Disconnected,
+            epoch: None,
+            is_epoch_doubtful: false,
+            step: MemberStep::Out,
+        };
         self.members[free].0 = Some(state);
         Ok(MemberIndex(free as u16))
     }
@@ -249,10 +256,15 @@ impl<'m> Coordinator<'m> {
         }
     }
 
-    /// The control link to a replica was lost: its epoch is asked for anew.
+    /// The control link to a replica was lost: its epoch is asked for anew, before the next checkpoint if it takes part in
+    /// one: what it has prepared it is told to commit.
     pub fn forget_epoch(&mut self, member: MemberIndex) {
         if let Some(state) = self.member_mut(member) {
-            state.epoch = None;
+            if state.step.takes_part() {
+                state.is_epoch_doubtful = true;
+            } else {
+                state.epoch = None;
+            }
         }
     }
 
@@ -395,6 +407,9 @@ impl<'m> Coordinator<'m> {
         }
         for state in self.members.iter_mut().filter_map(|member| member.0.as_mut()) {
             state.step = MemberStep::Out;
+            if core::mem::replace(&mut state.is_epoch_doubtful, false) {
+                state.epoch = None;
+            }
         }
         self.state = State::Ending { command: running.command, result };
     }

@@ -208,3 +208,24 @@ fn a_late_answer_to_a_prepare_is_not_taken_for_that_to_the_next_one() {
         assert_eq!(late, Err(Refused::Stale));
     });
 }
+
+#[test]
+fn a_control_link_that_is_lost_after_the_prepare_leaves_the_epoch_that_is_committed() {
+    with_two_volumes(|mut fixture, first, second| {
+        prepare_both(&mut fixture, first, second);
+        fixture.offer(Input::Prepared(first, Ok(())));
+        fixture.0.forget_epoch(first);
+        let commits = fixture.offer(Input::Prepared(second, Ok(())));
+        let prepared =
+            [Output::Commit { member: first, epoch: 5 }, Output::Commit { member: second, epoch: 5 }];
+        assert_eq!(commits, prepared);
+        fixture.offer(Input::Committed(first, Ok(())));
+        fixture.offer(Input::Committed(second, Ok(())));
+        for volume in [VolumeIndex(0), VolumeIndex(1)] {
+            fixture.0.enrol(volume, true).unwrap();
+        }
+        fixture.offer(Input::Begin { command: COMMAND, is_urgent: false });
+        fixture.offer(Input::Barrier(VolumeIndex(0), Ok(())));
+        assert_eq!(fixture.offer(Input::Barrier(VolumeIndex(1), Ok(())))[0], Output::AskEpoch(first));
+    });
+}

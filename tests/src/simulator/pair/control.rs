@@ -162,6 +162,7 @@ impl<'m> Control<'m> {
     pub(super) fn barrier(&mut self, now: Micros, volume: usize, result: Result<(), Refused>) {
         // One that comes after the time-out is stale.
         let _ = self.coordinator.handle_input(now, Input::Barrier(VolumeIndex(volume as u16), result));
+        self.is_known = [false; VOLUMES];
         for (flat, member) in self.members.iter().enumerate() {
             let of = Place::at(flat).volume;
             self.is_known[of] |= member.is_some() && self.enrolled[of];

@@ -109,6 +109,8 @@ impl Settings {
         let granule_bytes = pick(rng, &[512_u32, 512, 1024]);
         let size_bytes = match shape {
             Shape::Volumes => rng.u64(1_024..6_000),
+            // More granules than a word of a bitmap has bits.
+            Shape::Pair | Shape::Trio if rng.u8(..16) == 0 => rng.u64(34_000..70_000),
             Shape::Pair | Shape::Trio => rng.u64(2_048..12_000),
         };
         let granules = size_bytes.div_ceil(granule_bytes.into());
@@ -123,6 +125,9 @@ impl Settings {
             per_million: rate(rng, rates),
             slow_zeroes_percent: pick(rng, &[0, 0, 50]),
         };
+        let primary_faults = faults(rng, &[0, 0, 20_000, 200_000]);
+        // Nobody tells a primary that its replica was promoted by a manager: it would read from it.
+        let takeovers: &[u32] = if primary_faults.per_million == 0 { &[0, 10] } else { &[0] };
         Self {
             size_bytes,
             primary: primary::Config {
@@ -143,7 +148,7 @@ impl Settings {
             depth: pick(rng, &[1, 2, usize::MAX, usize::MAX]),
             volumes,
             replicas,
-            primary_faults: faults(rng, &[0, 0, 20_000, 200_000]),
+            primary_faults,
             secondary_faults: faults(rng, &[0, 0, 500, 10_000]),
             timeout: Micros(pick(rng, &[2_000, 20_000, 200_000])),
             control_every: pick(rng, &[1, 1, 20, 50]),
@@ -151,7 +156,7 @@ impl Settings {
             cuts: rate(rng, &[0, 3, 15]),
             losses: rate(rng, &[0, 0, 10, 40]),
             managers: rate(rng, &[0, 5, 20]),
-            takeovers_percent: pick(rng, &[0, 0, 0, 10]),
+            takeovers_percent: pick(rng, takeovers),
             jumps: rate(rng, &[0, 0, 10]),
             heeds_full: rng.bool(),
             focus_percent: pick(rng, &[0, 50, 90]),
