@@ -201,26 +201,26 @@ impl<'m> Active<'m> {
         }
     }
 
-    /// Whether the replica is known to miss some of these bytes.
-    pub(super) fn misses(&self, replica: usize, at: usize) -> bool {
-        self.machine().misses(replica as u8, Extent { offset: at as u64, length: 1 })
-    }
-
     /// Each attached replica holds what was answered, or is known not to.
     pub(super) fn check_replica(&self, replica: usize, there: &[u8]) {
         let status = self.machine().replica(replica as u8).expect("there is such a place");
-        if !status.is_attached {
+        if !status.is_attached || there == self.model.value() {
             return;
         }
-        let excuse = |at: usize, byte: u8| {
-            self.clients.explain(false, at, byte) || (status.is_behind && self.misses(replica, at))
-        };
-        if let Some(at) = self.model.first_wrong(0, there, excuse) {
-            let is = there[at];
-            let should = self.model.value()[at];
-            panic!(
-                "P1: byte {at} of replica {replica} is {is:#x}, not {should:#x}, and nobody knows: {status:?}"
-            );
+        let granule = self.machine().config().dirty_granule_bytes as usize;
+        for (place, bytes) in there.chunks(granule).enumerate() {
+            let from = place * granule;
+            let extent = Extent { offset: from as u64, length: bytes.len() as u64 };
+            if status.is_behind && self.machine().misses(replica as u8, extent) {
+                continue;
+            }
+            let excuse = |at: usize, byte: u8| self.clients.explain(false, at, byte);
+            if let Some(at) = self.model.first_wrong(from, bytes, excuse) {
+                let (is, should) = (there[at], self.model.value()[at]);
+                panic!(
+                    "P1: byte {at} of replica {replica} is {is:#x}, not {should:#x}, and nobody knows: {status:?}"
+                );
+            }
         }
     }
 

@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+/// Bytes that are compared at a time.
+const CHUNK: usize = 256;
+
 /// An array of bytes; where a request has failed, a byte is its old or its new value.
 #[derive(Clone, Debug)]
 pub(super) struct Bytes {
@@ -49,10 +52,19 @@ impl Bytes {
         is: &[u8],
         excuse: impl Fn(usize, u8) -> bool,
     ) -> Option<usize> {
-        if is == &self.value[from..from + is.len()] {
-            return None;
+        for (place, bytes) in is.chunks(CHUNK).enumerate() {
+            let start = from + place * CHUNK;
+            let should = &self.value[start..start + bytes.len()];
+            if bytes == should {
+                continue;
+            }
+            let mut differing =
+                (start..).zip(bytes.iter().zip(should)).filter(|(_, (is, should))| is != should);
+            let wrong = differing.find(|(at, (is, _))| !self.accepts(*at, **is) && !excuse(*at, **is));
+            if let Some((at, _)) = wrong {
+                return Some(at);
+            }
         }
-        let mut bytes = is.iter().enumerate().map(|(place, byte)| (from + place, *byte));
-        bytes.find(|(at, byte)| !self.accepts(*at, *byte) && !excuse(*at, *byte)).map(|(at, _)| at)
+        None
     }
 }

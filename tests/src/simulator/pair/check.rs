@@ -1,6 +1,7 @@
 //! What must hold after every step, and what the coverage table is told.
 
-use twinblock_core::{Extent, Op, ReplicaState, Stage, View};
+use twinblock_core::node::{Managed, Trouble};
+use twinblock_core::{ErrorKind, Extent, Op, Refused, ReplicaState, Stage, View};
 
 use super::acts::{self, Act};
 use super::settings::Settings;
@@ -54,6 +55,38 @@ impl World<'_> {
                     "P4: a modification passes the barrier"
                 );
             }
+        }
+    }
+
+    /// A replica is about to be asked to prepare: all volumes stand still, but those that a manager has stopped meanwhile.
+    pub(super) fn check_stillness(&self) {
+        for (index, volume) in self.volumes.iter().enumerate() {
+            let stands_still = matches!(volume.barrier, Barrier::Reached { .. });
+            let must = self.control.is_enrolled(index) && !volume.was_stopped;
+            assert!(stands_still || !must, "a volume goes on while another one's replica prepares");
+        }
+    }
+
+    /// What a manager hears of a volume's health.
+    pub(super) fn check_trouble(&self, volume: usize) {
+        let this = &self.volumes[volume];
+        let machine = this.active.machine();
+        let is_behind = this.standbys.iter().enumerate().any(|(replica, _)| {
+            machine.replica(replica as u8).is_some_and(|status| status.is_attached && status.is_behind)
+        });
+        match (machine.stage(), machine.trouble()) {
+            (Stage::None, told) => assert_eq!(told, Err(Refused::NotRunning)),
+            (_, Ok(None)) => assert!(!is_behind, "a replica is behind and nobody is told"),
+            (_, Ok(Some(Trouble::Behind))) => assert!(is_behind, "nobody is behind"),
+            (_, Ok(Some(Trouble::Error(kind)))) => {
+                let may_be = match kind {
+                    ErrorKind::PrimaryDisk => !this.active.disk().injected.is_empty(),
+                    ErrorKind::Forward => true,
+                    _ => false,
+                };
+                assert!(may_be, "{kind:?} of a primary, and nothing has failed");
+            }
+            (stage, Err(refused)) => panic!("in stage {stage:?} a manager hears {refused:?}"),
         }
     }
 

@@ -278,6 +278,10 @@ impl<'m> Control<'m> {
                     return Some(Wish::Barrier { volume: volume.0.into(), is_urgent });
                 }
                 Output::Release { volume, is_checkpoint } => {
+                    assert!(
+                        !is_checkpoint || !self.awaits_commits(),
+                        "a barrier goes before all have committed"
+                    );
                     return Some(Wish::Release { volume: volume.0.into(), is_checkpoint });
                 }
                 Output::AskEpoch(member) => {
@@ -318,6 +322,17 @@ impl<'m> Control<'m> {
         self.ask(place, Question::Commit { epoch });
     }
 
+    /// Whether one that takes part to the end has not told that it has committed.
+    fn awaits_commits(&self) -> bool {
+        let mut replicas = self.is_unknown.iter().zip(self.prepared);
+        replicas.any(|(is_unknown, prepared)| prepared.is_some() && *is_unknown)
+    }
+
+    /// Whether a volume takes part in the checkpoint under way.
+    pub(super) fn is_enrolled(&self, volume: usize) -> bool {
+        self.enrolled[volume]
+    }
+
     fn ended(&mut self, result: Result<(), Failure>) {
         self.phase = Phase::Idle;
         self.listened.clear();
@@ -327,11 +342,7 @@ impl<'m> Control<'m> {
             };
             let is_somebody = (0..VOLUMES).any(takes_part);
             assert!(!self.is_known.contains(&true) || is_somebody, "a checkpoint of nobody");
-            let mut replicas = self.is_unknown.iter().zip(self.prepared);
-            assert!(
-                replicas.all(|(is_unknown, prepared)| prepared.is_none() || !is_unknown),
-                "a checkpoint succeeds and one that prepared has not committed"
-            );
+            assert!(!self.awaits_commits(), "a checkpoint succeeds and one that prepared has not committed");
         }
         self.results.push(result);
     }

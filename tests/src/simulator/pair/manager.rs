@@ -130,8 +130,11 @@ impl World<'_> {
 
     fn ask_primary_to(&mut self, volume: usize, wanted: Command) {
         let expected = self.expected_of_primary(volume, &wanted);
+        let is_stop = wanted == Command::Stop && expected.is_ok();
+        self.volumes[volume].was_stopped |= is_stop;
         let result = self.try_order(volume, wanted).map(|_| ());
         assert_eq!(expected, result, "{wanted:?}");
+        self.check_trouble(volume);
         match wanted {
             Command::Stop if result.is_ok() => self.volumes[volume].barrier = Barrier::Down,
             Command::Detach { replica } if result.is_ok() => {

@@ -68,6 +68,8 @@ pub(super) struct Volume<'m> {
     pub(super) standbys: Vec<Standby<'m>>,
     pub(super) ways: Vec<Way>,
     pub(super) barrier: Barrier,
+    /// A manager has stopped it since the checkpoint under way has begun.
+    pub(super) was_stopped: bool,
 }
 
 /// Everything.
@@ -113,7 +115,7 @@ pub(super) fn with_world<T>(
         let mut active = Active::new(&settings, content.clone(), replicas, rest);
         active.disk_mut().is_traced = is_traced;
         let ways = vec![Way::default(); settings.replicas];
-        volumes.push(Volume { active, standbys, ways, barrier: Barrier::Down });
+        volumes.push(Volume { active, standbys, ways, barrier: Barrier::Down, was_stopped: false });
     }
     let mut world = World {
         rng,
@@ -316,6 +318,7 @@ impl<'m> World<'m> {
             self.trace(|_| format!("a checkpoint begins, urgent: {is_urgent}"));
             self.meet_coordinator(if is_urgent { "urgent begin" } else { "begin" });
             let running: Vec<_> = self.volumes.iter().map(|volume| volume.active.is_running()).collect();
+            self.volumes.iter_mut().for_each(|volume| volume.was_stopped = false);
             let now = self.primary_now();
             self.control.begin(now, is_urgent, &running);
             self.settle();
@@ -451,6 +454,7 @@ impl<'m> World<'m> {
                 command.expect("a barrier is released");
             }
             Wish::Prepare { place, epoch } => {
+                self.check_stillness();
                 let modifications = self.volumes[place.volume].active.link(place.replica).modifications;
                 let snapshot = Rc::new(self.snapshot(place.volume));
                 self.control.ask_prepare(place, epoch, modifications, snapshot);

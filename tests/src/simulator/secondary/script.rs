@@ -171,6 +171,8 @@ impl World<'_> {
                 self.command(Command::Checkpoint { force: true });
             } else if self.flying.is_empty() && self.clients.iter().all(|client| client.outbox.is_empty()) {
                 return self.check_idle();
+            } else if self.flying.is_empty() {
+                // What was in the way was answered while the next was offered in vain.
             } else {
                 panic!("nothing can be done and {} requests wait: {:?}", self.flying.len(), self.flying);
             }
