@@ -104,6 +104,8 @@ struct Daemon {
     replica_timeout: Micros,
     peer_timeout: Duration,
     ready: Vec<Ready>,
+    /// A manager's message, and room for its names without escapes.
+    message: (Vec<u8>, Vec<u8>),
     /// Dropped last: disks give their work to them.
     _workers: Workers,
 }
@@ -175,6 +177,7 @@ impl Daemon {
             replica_timeout: Micros(spec.replica_timeout.0.as_micros() as u64),
             peer_timeout: spec.peer_timeout.0,
             ready: Vec::with_capacity(usize::from(descriptors)),
+            message: Default::default(),
             poller,
             _workers: workers,
         };
@@ -247,9 +250,7 @@ impl Daemon {
             Kind::ControlListener => self.managers.accept(&self.control, &mut self.poller),
             Kind::Manager => {
                 self.managers.on_ready(index, ready, &mut self.poller);
-                while let Some((manager, message)) = self.managers.next_message(index) {
-                    self.execute(manager, &message);
-                }
+                self.execute_all(index);
             }
             Kind::Link => self.links.on_ready(index, ready, self.now, &mut self.poller),
             Kind::NbdDisk => {

@@ -243,20 +243,18 @@ impl Volume {
         named.filter(move |(index, _)| is_attached(*index))
     }
 
-    pub(super) fn replica_reports(&self) -> Vec<ReplicaReport<'_>> {
-        let Machine::Primary(driver) = &self.machine else { return Vec::new() };
-        self.attached()
-            .filter_map(|(index, replica)| {
-                let status = driver.machine().replica(index)?;
-                Some(ReplicaReport {
-                    name: &replica.name,
-                    is_connected: status.is_connected,
-                    is_behind: status.is_behind,
-                    dirty_bytes: status.dirty_bytes,
-                    in_flight_count: u64::from(status.in_flight),
-                })
+    pub(super) fn replica_reports(&self) -> impl Iterator<Item = ReplicaReport<'_>> {
+        self.attached().filter_map(|(index, replica)| {
+            let Machine::Primary(driver) = &self.machine else { return None };
+            let status = driver.machine().replica(index)?;
+            Some(ReplicaReport {
+                name: &replica.name,
+                is_connected: status.is_connected,
+                is_behind: status.is_behind,
+                dirty_bytes: status.dirty_bytes,
+                in_flight_count: u64::from(status.in_flight),
             })
-            .collect()
+        })
     }
 
     pub(super) fn report(&self) -> VolumeReport<'_> {
