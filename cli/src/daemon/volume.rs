@@ -1,5 +1,6 @@
 //! A volume: one machine with its devices, as the daemon handles it whatever its role.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use twinblock_core::control::{
@@ -54,6 +55,10 @@ pub(super) struct Volume {
     pub(super) machine: Machine,
     /// By the machine's replica index; `None` where none ever was.
     pub(super) replicas: Vec<Option<Replica>>,
+    /// Buffers of the pool that the machine has for itself.
+    pub(super) scratch: Range<u16>,
+    /// Their memory was given back, and the machine has done nothing since.
+    pub(super) is_rested: bool,
     pub(super) checkpoint_times: Histogram,
     /// When the checkpoint under way began.
     pub(super) checkpoint_began: Option<Instant>,
