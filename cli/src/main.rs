@@ -1,6 +1,7 @@
 //! The host daemon and its commands.
 #![forbid(unsafe_code)]
 
+mod allocation;
 mod args;
 mod commands;
 mod config;

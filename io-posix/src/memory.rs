@@ -5,13 +5,17 @@
 //! pages that were never used cost nothing. Helper threads get leases of parts of it (see the private module `raw`);
 //! what is lent cannot be reached through the pool until it has come back.
 
+mod idle;
+
 use std::io;
 use std::ops::Range;
 
+use twinblock_core::buffer::index::Node;
 use twinblock_core::{BufferIndex, Data, Memory, Pool};
 
 use crate::errno::io_error;
-use crate::raw::{Arena, Lease, Lend};
+use crate::raw::{self, Arena, Lease, Lend};
+use idle::Use;
 
 /// Length of a small buffer in bytes.
 pub const SMALL_BYTES: u32 = 16 << 10;
@@ -40,6 +44,15 @@ impl Default for PoolSizes {
     fn default() -> Self {
         Self { small_count: 1024, large_count: 256, large_bytes: WINDOW_BYTES }
     }
+}
+
+/// Nodes for the index of a disk buffer. They take memory as they are used: a buffer that stays empty costs none for
+/// its index. Kept for ever, as a machine wants it.
+///
+/// # Errors
+/// The system refuses that much address space.
+pub fn index_nodes(count: usize) -> io::Result<&'static mut [Node]> {
+    raw::unused_nodes(count).map(Box::leak).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
 }
 
 /// The pool of the host.
@@ -83,13 +96,20 @@ struct Class {
     length: u32,
     count: u16,
     free: Vec<u16>,
+    used: Use,
 }
 
 impl Class {
     fn new(indexes: Range<u16>, length: u32) -> Self {
         let count = indexes.end - indexes.start;
         // The lowest index on top, so that a lightly used pool keeps touching the same pages.
-        Self { length, count, free: indexes.rev().collect() }
+        Self { length, count, used: Use::new(&indexes), free: indexes.rev().collect() }
+    }
+
+    fn pop(&mut self) -> Option<u16> {
+        let index = self.free.pop()?;
+        self.used.note(index, self.free.len());
+        Some(index)
     }
 }
 
@@ -178,7 +198,7 @@ impl HostPool {
         if class.free.len() <= kept_free {
             return None;
         }
-        let index = class.free.pop()?;
+        let index = class.pop()?;
         if let Some(state) = self.states.get_mut(usize::from(index)) {
             *state = State::Taken;
         }

@@ -10,6 +10,7 @@
 //! * R1: leases in both directions never overlap, nor do two whose bytes are being changed.
 //! * R2: a mapping is unmapped only after the last lease of it is gone.
 
+use std::alloc::{Layout, alloc_zeroed};
 use std::ffi::c_void;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::ptr::NonNull;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use rustix::io::{Errno, IoSlice, IoSliceMut, ReadWriteFlags, preadv2, pwritev2};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use twinblock_core::Data;
+use twinblock_core::buffer::index::Node;
 
 /// Anonymous memory, page-aligned and zeroed; pages that were never touched take no space.
 #[derive(Debug)]
@@ -134,6 +136,23 @@ impl Arena {
             .collect();
         let free_lease = if leases == 0 { None } else { Some(0) };
         Ok(Self { mapping, slots, leases: entries, free_lease })
+    }
+
+    /// Gives the whole pages of a buffer back to the system, unless a part of it is lent; its content is lost.
+    pub(crate) fn discard(&mut self, buffer: u16) {
+        if self.is_lent(buffer) {
+            return;
+        }
+        let Some(Place { start, length }) = self.slots.get(usize::from(buffer)).map(|slot| slot.place) else {
+            return;
+        };
+        // SAFETY: the buffer lies within the mapping; no other thread has a lease of it (R1), `&mut self` excludes
+        // references made by this arena, and a private anonymous mapping reads as zeroes after MADV_DONTNEED.
+        let given = unsafe {
+            let base = self.mapping.base.as_ptr().add(start).cast::<c_void>();
+            madvise(base, length as usize, Advice::LinuxDontNeed)
+        };
+        debug_assert!(given.is_ok(), "buffers are whole pages");
     }
 
     /// Whether any part of the buffer is lent.
@@ -285,6 +304,19 @@ impl Lease {
         };
         pwritev2(file, &[IoSlice::new(bytes)], offset, flags)
     }
+}
+
+/// Nodes of an index, in memory that is taken page by page as they are used; `None` if there is none.
+pub(crate) fn unused_nodes(count: usize) -> Option<Box<[Node]>> {
+    let layout = Layout::array::<Node>(count).ok()?;
+    if layout.size() == 0 {
+        return Some(Box::default());
+    }
+    // SAFETY: the layout is not empty.
+    let base = NonNull::new(unsafe { alloc_zeroed(layout) }.cast::<Node>())?;
+    // SAFETY: the memory is fresh, aligned and long enough for `count` nodes; zeroes are a value of a node, which is
+    // numbers only; it came from the allocator that a box gives it back to, with the layout that a box computes.
+    Some(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(base.as_ptr(), count)) })
 }
 
 /// A shared open file description lock on one byte; fails with `EAGAIN` if somebody has an exclusive one.

@@ -14,15 +14,16 @@ class QmpError(Exception):
 
 
 class Qmp:
-    """One connection. `path` is a unix socket; it is waited for, since a daemon binds it last."""
+    """One connection. `path` is a unix socket, or a host and a port; it is waited for, since a daemon binds it last."""
 
     def __init__(self, path, wait_s=10.0, timeout_s=30.0, is_alive=lambda: True):
         deadline = time.monotonic() + wait_s
         while True:
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            is_tcp = isinstance(path, tuple)
+            self._socket = socket.socket(socket.AF_INET if is_tcp else socket.AF_UNIX, socket.SOCK_STREAM)
             self._socket.settimeout(timeout_s)
             try:
-                self._socket.connect(str(path))
+                self._socket.connect(path if is_tcp else str(path))
                 break
             except OSError as error:
                 self._socket.close()

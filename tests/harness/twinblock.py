@@ -1,6 +1,7 @@
 """A pair of Twinblock daemons on unix sockets."""
 import os
 import pathlib
+import socket
 import time
 
 from .process import Process
@@ -18,13 +19,21 @@ def binary():
     return pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release" / "twinblock"
 
 
+def free_port():
+    """A port of the loopback interface that nobody listens at now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
 class Daemon:
     """One daemon: its process and, while it runs, its control connection."""
 
-    def __init__(self, role, directory, arguments):
+    def __init__(self, role, directory, arguments, tcp=False):
         self.directory = pathlib.Path(directory)
-        self.control_path = self.directory / f"{role}.qmp"
-        self._command = [binary(), role, *arguments, "--control", f"unix:{self.control_path}"]
+        self.control_path = ("127.0.0.1", free_port()) if tcp else self.directory / f"{role}.qmp"
+        self.control = f"tcp:127.0.0.1:{self.control_path[1]}" if tcp else f"unix:{self.control_path}"
+        self._command = [binary(), role, *arguments, "--control", self.control]
         self._log = self.directory / f"{role}.log"
         self.process = None
         self.qmp = None
@@ -56,6 +65,17 @@ class Daemon:
     def error(self):
         return self.qmp.call("query-xen-replication-status")
 
+    def memory(self):
+        """What the process has allocated so far, over all its threads, and what it occupies."""
+        return self.qmp.call("x-query-memory")
+
+    def resident_kib(self, field="VmRSS"):
+        """What the system says that it occupies, its program included; with `VmHWM` the most so far."""
+        for line in pathlib.Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1])
+        raise AssertionError(f"no {field} of {self.process.pid}")
+
     def wait_for(self, what, is_reached, timeout_s=10.0):
         """The volume's state once `is_reached(volume)`; `what` is said if it never is."""
         deadline = time.monotonic() + timeout_s
@@ -83,26 +103,34 @@ class TwinblockPair:
 
     def __init__(self, directory, buffer="memory", buffer_bytes=64 << 20, started=True, joint=True,
                  primary_arguments=(), secondary_arguments=(), primary_disk=None, secondary_disk=None,
-                 replica_socket=None):
+                 replica_socket=None, tcp=False):
         directory = pathlib.Path(directory)
         self.directory = directory
         self.primary_disk = primary_disk or directory / "primary.raw"
         self.secondary_disk = secondary_disk or directory / "secondary.raw"
+        sockets = ["primary.nbd", "secondary.nbd", "guest.nbd"]
+        self._ports = {name: free_port() for name in sockets} if tcp else {}
         self.primary_uri = self._uri(EXPORT, "primary.nbd")
         self.replica_uri = self._uri(EXPORT, "secondary.nbd")
         self.guest_uri = self._uri(GUEST_EXPORT, "guest.nbd")
+        primary_address, secondary_address, guest_address = (self._address(name) for name in sockets)
         start = ["--start"] if started else []
         self.joint = joint
         self.secondary = Daemon("secondary", directory, [
-            "--disk", self.secondary_disk, "--listen", f"unix:{directory}/secondary.nbd", "--export", EXPORT,
-            "--guest", f"unix:{directory}/guest.nbd", "--guest-export", GUEST_EXPORT, "--buffer", buffer,
-            "--buffer-size", buffer_bytes, *secondary_arguments, *start])
-        control = ["--replica-control", f"unix:{self.secondary.control_path}"] if joint else []
+            "--disk", self.secondary_disk, "--listen", secondary_address, "--export", EXPORT,
+            "--guest", guest_address, "--guest-export", GUEST_EXPORT, "--buffer", buffer,
+            "--buffer-size", buffer_bytes, *secondary_arguments, *start], tcp)
+        control = ["--replica-control", self.secondary.control] if joint else []
         self.primary = Daemon("primary", directory, [
             "--disk", self.primary_disk, "--replica", self._uri(EXPORT, replica_socket or "secondary.nbd"), *control,
-            "--listen", f"unix:{directory}/primary.nbd", "--export", EXPORT, *primary_arguments, *start])
+            "--listen", primary_address, "--export", EXPORT, *primary_arguments, *start], tcp)
+
+    def _address(self, socket):
+        return f"tcp:127.0.0.1:{self._ports[socket]}" if self._ports else f"unix:{self.directory / socket}"
 
     def _uri(self, export, socket):
+        if socket in self._ports:
+            return f"nbd://127.0.0.1:{self._ports[socket]}/{export}"
         return f"nbd+unix:///{export}?socket={self.directory / socket}"
 
     def __enter__(self):

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use twinblock_core::block::{BlockDevice, Capabilities, Geometry};
-use twinblock_core::buffer::index::{Index, Node};
+use twinblock_core::buffer::index::Index;
 use twinblock_core::control::Histogram;
 use twinblock_core::driver::{Driver, PrimaryDevices, SecondaryDevices};
 use twinblock_core::order::Slot;
@@ -12,7 +12,7 @@ use twinblock_core::primary::{self, Primary};
 use twinblock_core::secondary::{self, Port, Secondary};
 use twinblock_core::{BufferIndex, Connection, Micros};
 use twinblock_io_posix::disk::{Disk, Options};
-use twinblock_io_posix::memory::{HostPool, WINDOW_BYTES};
+use twinblock_io_posix::memory::{HostPool, WINDOW_BYTES, index_nodes};
 use twinblock_io_posix::nbd_disk::{NbdDisk, NbdOptions};
 use twinblock_io_posix::ram::Ram;
 use twinblock_io_posix::workers::Workers;
@@ -125,6 +125,8 @@ impl Workshop<'_> {
             name: spec.export.clone(),
             machine: Machine::Primary(Box::new(Driver::new(machine, devices))),
             replicas: vec![None; REPLICAS],
+            scratch: 0..0,
+            is_rested: true,
             checkpoint_times: Histogram::new(),
             checkpoint_began: None,
         })
@@ -162,7 +164,8 @@ impl Workshop<'_> {
         let slots = (spec.buffer_size.0 / spec.granule.0) as usize;
         let storage = secondary::Storage {
             table: leak(Slot::FREE, usize::from(DISK_QUEUE)),
-            nodes: leak(Node::EMPTY, Index::nodes_for(slots + SPARE_RUNS)),
+            nodes: index_nodes(Index::nodes_for(slots + SPARE_RUNS))
+                .map_err(|error| refused(&name, error))?,
             connections: leak(Connection::FREE, usize::from(self.spec.connections_max) + 1),
         };
         let geometry = disk.geometry();
@@ -175,6 +178,8 @@ impl Workshop<'_> {
             name: spec.export.clone(),
             machine: Machine::Secondary(Box::new(Driver::new(machine, SecondaryDevices { disk, buffer }))),
             replicas: Vec::new(),
+            scratch,
+            is_rested: true,
             checkpoint_times: Histogram::new(),
             checkpoint_began: None,
         })

@@ -1,6 +1,8 @@
 //! What managers' commands do.
 
-use std::fmt::{Display, Write};
+use std::fmt::Display;
+use std::mem;
+use std::ops::Range;
 
 use tracing::{info, warn};
 use twinblock_core::control::json::{self, ErrorClass, HeldId, Id, ParseError};
@@ -11,8 +13,9 @@ use twinblock_core::{Refused, Stage, primary};
 
 use super::Daemon;
 use super::jobs::{self, Trouble, Waiter, Waiting};
-use super::managers::{ManagerId, Message};
+use super::managers::{KEPT_BYTES_MAX, ManagerId, Message, Outgoing};
 use super::pair::NewReplica;
+use crate::allocation;
 use crate::spec::{Address, NbdUri};
 
 /// Who is to be answered.
@@ -28,15 +31,28 @@ impl Asker {
 }
 
 impl Daemon {
+    /// Does what the messages of a manager say that have come. The room for them is used again and again.
+    pub(super) fn execute_all(&mut self, index: usize) {
+        let (mut text, mut scratch) = mem::take(&mut self.message);
+        while let Some((manager, message)) = self.managers.next_message(index, &mut text) {
+            match message {
+                Message::Text => {
+                    scratch.resize(text.len(), 0);
+                    self.execute(manager, &text, &mut scratch);
+                }
+                Message::TooLong => self.managers.answer(manager, |out| ParseError::TooLong.write(out, None)),
+            }
+        }
+        for room in [&mut text, &mut scratch] {
+            room.clear();
+            room.shrink_to(KEPT_BYTES_MAX);
+        }
+        self.message = (text, scratch);
+    }
+
     /// Does what a message says; the answer comes at once or when a job has ended.
-    pub(super) fn execute(&mut self, manager: ManagerId, message: &Message) {
-        let Message::Text(text) = message else {
-            let mut out = String::new();
-            let _ = ParseError::TooLong.write(&mut out, None);
-            return self.managers.answer(manager, &out);
-        };
-        let mut scratch = vec![0; text.len()];
-        let parsed = json::parse(text, &mut scratch);
+    fn execute(&mut self, manager: ManagerId, text: &[u8], scratch: &mut [u8]) {
+        let parsed = json::parse(text, scratch);
         let id = parsed.id.as_ref().map(Id::held);
         let admitted = parsed.command.and_then(|command| {
             let negotiation = self.managers.negotiation(manager).ok_or(ParseError::NoCommand)?;
@@ -44,11 +60,7 @@ impl Daemon {
         });
         match admitted {
             Ok(command) => self.obey(Asker { manager, id }, command),
-            Err(error) => {
-                let mut out = String::new();
-                let _ = error.write(&mut out, parsed.id);
-                self.managers.answer(manager, &out);
-            }
+            Err(error) => self.managers.answer(manager, |out| error.write(out, parsed.id)),
         }
     }
 
@@ -66,6 +78,7 @@ impl Daemon {
             }
             Command::QueryReplicationStatus { volume } => self.report_trouble(&asker, volume),
             Command::QueryReplication => self.report(&asker),
+            Command::QueryMemory => self.answer(&asker, &Answer::Memory(allocation::report())),
             Command::Attach { volume, uri, name, control, sync_full } => {
                 let replica = name.map_or_else(|| self.new_replica_name(), str::to_owned);
                 self.on_primary(&asker, volume, |daemon, volume, waiter| {
@@ -112,30 +125,26 @@ impl Daemon {
     }
 
     fn answer(&mut self, asker: &Asker, answer: &Answer<'_>) {
-        let mut out = String::new();
-        let _ = json::write_answer(&mut out, answer, asker.id.as_ref().map(HeldId::id));
-        self.managers.answer(asker.manager, &out);
+        let id = asker.id.as_ref().map(HeldId::id);
+        self.managers.answer(asker.manager, |out| json::write_answer(out, answer, id));
     }
 
     fn fail(&mut self, asker: &Asker, text: &str) {
-        let mut out = String::new();
         let id = asker.id.as_ref().map(HeldId::id);
-        let _ = json::write_error(&mut out, ErrorClass::GenericError, text, id);
-        self.managers.answer(asker.manager, &out);
+        self.managers.answer(asker.manager, |out| json::write_error(out, ErrorClass::GenericError, text, id));
     }
 
     fn refuse(&mut self, asker: &Asker, refused: Refused, volume: &str) {
-        let mut out = String::new();
         let id = asker.id.as_ref().map(HeldId::id);
-        let _ = json::write_refusal(&mut out, RefusalText { refused, volume }, id);
-        self.managers.answer(asker.manager, &out);
+        let refusal = RefusalText { refused, volume };
+        self.managers.answer(asker.manager, |out| json::write_refusal(out, refusal, id));
     }
 
     /// The volumes that a command is for; an error if it names none that there is.
-    fn selected(&self, volume: Option<&str>) -> Result<Vec<usize>, Refused> {
+    fn selected(&self, volume: Option<&str>) -> Result<Range<usize>, Refused> {
         match volume {
-            None => Ok((0..self.volumes.len()).collect()),
-            Some(name) => self.find(name).map(|place| vec![place]).ok_or(Refused::Unknown),
+            None => Ok(0..self.volumes.len()),
+            Some(name) => self.find(name).map(|place| place..place + 1).ok_or(Refused::Unknown),
         }
     }
 
@@ -145,29 +154,28 @@ impl Daemon {
             Ok(selected) => selected,
             Err(refused) => return self.refuse(&asker, refused, volume.unwrap_or_default()),
         };
-        let checked = node::check_all(selected.iter().map(|place| self.volumes[*place].managed()), operation);
+        let wanted = self.volumes[selected.clone()].iter();
+        let checked = node::check_all(wanted.map(super::Volume::managed), operation);
         let is_waiting_allowed = matches!(operation, Operation::Checkpoint { .. });
         match checked {
             Ok(()) => {}
             // A checkpoint that finds another one under way waits for it.
             Err((place, Refused::InProgress))
-                if is_waiting_allowed && self.volumes[selected[place]].is_primary() => {}
+                if is_waiting_allowed && self.volumes[selected.start + place].is_primary() => {}
             Err((place, Refused::NoReplica)) => {
-                let text = self.no_replica_text(selected[place]);
+                let text = self.no_replica_text(selected.start + place);
                 return self.fail(&asker, &text);
             }
             Err((place, refused)) => {
-                let name = self.volumes[selected[place]].name.clone();
+                let name = self.volumes[selected.start + place].name.clone();
                 return self.refuse(&asker, refused, &name);
             }
         }
         let is_checkpoint = matches!(operation, Operation::Checkpoint { .. });
-        let is_paired = |place: &usize| {
-            is_checkpoint
-                && self.volumes[*place].is_primary()
-                && self.volumes[*place].stage() == Stage::Running
+        let is_paired = |place: usize| {
+            is_checkpoint && self.volumes[place].is_primary() && self.volumes[place].stage() == Stage::Running
         };
-        let has_pair = selected.iter().any(is_paired);
+        let has_pair = selected.clone().any(is_paired);
         let answer = if has_pair { jobs::Answer::Checkpoint } else { jobs::Answer::Nothing };
         let job = self.jobs.begin(asker.waiter(answer));
         for place in selected {
@@ -296,14 +304,14 @@ impl Daemon {
     fn job_ended(&mut self, waiter: Waiter, trouble: Option<Trouble>) {
         match (waiter, trouble) {
             (Waiter::Manager { manager, id, answer }, None) => {
-                let names: Vec<String> = self.left_out().to_vec();
-                let names: Vec<&str> = names.iter().map(String::as_str).collect();
-                let answer = match answer {
-                    jobs::Answer::Nothing => Answer::Done,
-                    jobs::Answer::Checkpoint => Answer::Checkpoint { left_out: &names },
-                    jobs::Answer::EpochOf(volume) => Answer::Epoch(self.volumes[volume].epoch()),
-                };
-                self.answer(&Asker { manager, id }, &answer);
+                let asker = Asker { manager, id };
+                match answer {
+                    jobs::Answer::Nothing => self.answer(&asker, &Answer::Done),
+                    jobs::Answer::Checkpoint => self.answer_checkpoint(&asker),
+                    jobs::Answer::EpochOf(volume) => {
+                        self.answer(&asker, &Answer::Epoch(self.volumes[volume].epoch()));
+                    }
+                }
             }
             (Waiter::Manager { manager, id, .. }, Some(Trouble::Volume(volume, refused))) => {
                 let name = self.volumes[volume].name.clone();
@@ -322,27 +330,35 @@ impl Daemon {
         }
     }
 
+    /// A checkpoint of the pair was taken. Who it did without is told by name.
+    fn answer_checkpoint(&mut self, asker: &Asker) {
+        let id = asker.id.as_ref().map(HeldId::id);
+        let (managers, names) = (&mut self.managers, &self.pair.left_out);
+        // Without names nothing is allocated.
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let answer = Answer::Checkpoint { left_out: &names };
+        managers.answer(asker.manager, |out| json::write_answer(out, &answer, id));
+    }
+
     /// What `query-xen-replication-status` tells: the first trouble there is.
     fn report_trouble(&mut self, asker: &Asker, volume: Option<&str>) {
         let selected = match self.selected(volume) {
             Ok(selected) => selected,
             Err(refused) => return self.refuse(asker, refused, volume.unwrap_or_default()),
         };
-        let mut out = String::new();
-        let trouble = selected.into_iter().find_map(|place| self.trouble_of(place));
+        let (managers, volumes) = (&mut self.managers, &self.volumes[selected]);
+        let trouble = volumes.iter().find_map(Self::trouble_of);
         let id = asker.id.as_ref().map(HeldId::id);
-        let _ = json::write_answer(&mut out, &Answer::Status(trouble), id);
-        self.managers.answer(asker.manager, &out);
+        managers.answer(asker.manager, |out| json::write_answer(out, &Answer::Status(trouble), id));
     }
 
-    fn trouble_of(&self, place: usize) -> Option<StatusText<'_>> {
-        let volume = &self.volumes[place];
+    fn trouble_of(volume: &super::Volume) -> Option<StatusText<'_>> {
         let trouble = match volume.managed().trouble() {
             Err(_) => StatusTrouble::NotRunning,
             Ok(None) => return None,
             Ok(Some(NodeTrouble::Error(kind))) => StatusTrouble::Error(kind),
             Ok(Some(NodeTrouble::Behind)) => {
-                let behind = volume.replica_reports().into_iter().find(|replica| replica.is_behind);
+                let behind = volume.replica_reports().find(|replica| replica.is_behind);
                 behind.map_or(StatusTrouble::Missing, |replica| StatusTrouble::Behind(replica.name))
             }
         };
@@ -351,15 +367,18 @@ impl Daemon {
 
     /// What `query-replication` tells: everything.
     fn report(&mut self, asker: &Asker) {
-        let mut out = String::new();
-        if self.write_report(&mut out, asker.id.as_ref().map(HeldId::id)).is_ok() {
-            self.managers.answer(asker.manager, &out);
-        }
+        let (managers, volumes) = (&mut self.managers, &self.volumes);
+        let id = asker.id.as_ref().map(HeldId::id);
+        managers.answer(asker.manager, |out| Self::write_report(volumes, out, id));
     }
 
-    fn write_report(&self, out: &mut impl Write, id: Option<Id<'_>>) -> std::fmt::Result {
+    fn write_report(
+        volumes: &[super::Volume],
+        out: &mut Outgoing<'_>,
+        id: Option<Id<'_>>,
+    ) -> std::fmt::Result {
         let mut report = json::ReportWriter::begin(out)?;
-        for volume in &self.volumes {
+        for volume in volumes {
             report.volume(&volume.report(), volume.replica_reports())?;
         }
         report.end(id)

@@ -16,6 +16,7 @@ use twinblock_core::{Identity, Micros};
 use twinblock_io_posix::poller::{Interest, Poller, Ready, Registration};
 use twinblock_io_posix::socket::{Connecting, PeerTimeout, Stream, Target};
 
+use super::managers::{Outgoing, drop_first};
 use super::token::{Kind, token};
 use crate::spec::Address;
 
@@ -41,7 +42,7 @@ pub(super) enum LinkEvent {
     /// An answer: the epoch, or what the secondary said against it.
     Answer(Question, Result<Option<u64>, Refusal>),
     /// A buffer fills up.
-    BufferFull { export: String, level: BufferLevel },
+    BufferFull { member: MemberIndex, level: BufferLevel },
     /// The link is gone, and with it what this member was asked.
     Lost(MemberIndex),
 }
@@ -144,12 +145,6 @@ impl Links {
         self.events.pop_front()
     }
 
-    /// The member behind an export name that an event of its secondary names.
-    pub(super) fn member_of(&self, export: &str) -> Option<MemberIndex> {
-        let mut members = self.links.iter().flat_map(|link| &link.members);
-        members.find(|entry| entry.export == export).map(|entry| entry.member)
-    }
-
     pub(super) fn ask_epoch(&mut self, member: MemberIndex) {
         self.ask(Question::Epoch(member), |export, _| Command::CheckpointOutcome { volume: export });
     }
@@ -173,16 +168,10 @@ impl Links {
 
     fn ask(&mut self, question: Question, command: impl Fn(&str, Identity) -> Command<'_>) {
         let identity = self.identity;
-        let member = question.member();
-        let found = self.links.iter_mut().find_map(|link| {
-            let export = link.members.iter().find(|entry| entry.member == member)?.export.clone();
-            Some((link, export))
-        });
-        match found {
-            Some((link, export)) if matches!(link.state, State::Up { .. }) => {
-                link.ask(question, &command(&export, identity));
-            }
-            _ => self.events.push_back(LinkEvent::Answer(question, Err(Refusal::NoLink))),
+        let is_asked =
+            self.links.iter_mut().any(|link| link.ask(question, |export| command(export, identity)));
+        if !is_asked {
+            self.events.push_back(LinkEvent::Answer(question, Err(Refusal::NoLink)));
         }
     }
 
@@ -314,14 +303,16 @@ impl Link {
         self.retry_later(why, now);
     }
 
-    fn ask(&mut self, question: Question, command: &Command<'_>) {
+    /// Asks, if the member is reached over this link and the link is up.
+    fn ask(&mut self, question: Question, command: impl Fn(&str) -> Command<'_>) -> bool {
+        let entry = self.members.iter().find(|entry| entry.member == question.member());
+        let Some(entry) = entry.filter(|_| matches!(self.state, State::Up { .. })) else { return false };
         let id = self.next_id;
         self.next_id += 1;
-        let mut text = String::new();
-        if json::write_command(&mut text, command, id).is_ok() {
-            self.output.extend_from_slice(text.as_bytes());
-            self.questions.push_back((id, question));
-        }
+        // Memory takes whatever is written.
+        let _ = json::write_command(&mut Outgoing(&mut self.output), &command(&entry.export), id);
+        self.questions.push_back((id, question));
+        true
     }
 
     fn receive(&mut self, scratch: &mut [u8], events: &mut VecDeque<LinkEvent>) -> Result<(), String> {
@@ -337,9 +328,12 @@ impl Link {
             }
             while let Some(end) = self.framer.find_end(&self.input[self.scanned..]) {
                 let end = self.scanned + end;
-                let message: Vec<u8> = self.input.drain(..end).collect();
+                let mut input = std::mem::take(&mut self.input);
+                let understood = self.understand(&input[..end], scratch, events);
+                drop_first(&mut input, end);
+                self.input = input;
                 self.scanned = 0;
-                self.understand(&message, scratch, events)?;
+                understood?;
             }
             self.scanned = self.input.len();
             if self.input.len() > MESSAGE_BYTES_MAX {
@@ -360,10 +354,7 @@ impl Link {
         let incoming = json::parse_incoming(message, scratch).map_err(|error| error.to_string())?;
         match incoming {
             Incoming::Greeting => {
-                let mut text = String::new();
-                if json::write_command(&mut text, &Command::Capabilities, 0).is_ok() {
-                    self.output.extend_from_slice(text.as_bytes());
-                }
+                let _ = json::write_command(&mut Outgoing(&mut self.output), &Command::Capabilities, 0);
             }
             Incoming::Return { id, epoch } => match id.and_then(|id| id.number()) {
                 Some(0) => self.come_up(),
@@ -378,7 +369,8 @@ impl Link {
                 }
             },
             Incoming::Event(IncomingEvent::BufferFull { volume, level }) => {
-                events.push_back(LinkEvent::BufferFull { export: volume.into(), level });
+                let named = self.members.iter().find(|entry| entry.export == volume);
+                events.extend(named.map(|entry| LinkEvent::BufferFull { member: entry.member, level }));
             }
             Incoming::Event(IncomingEvent::Other) => {}
         }
@@ -413,9 +405,7 @@ impl Link {
         };
         while !self.output.is_empty() {
             match stream.send(&[IoSlice::new(&self.output)]).map_err(|error| error.to_string())? {
-                Some(count) => {
-                    self.output.drain(..count);
-                }
+                Some(count) => drop_first(&mut self.output, count),
                 None => {
                     poller.set_interest(*registration, Interest { read: true, write: true });
                     return Ok(());

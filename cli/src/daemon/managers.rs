@@ -3,6 +3,7 @@
 //! What a message means is `core`'s to say and the daemon's to do; here it is only carried. Nothing that a manager sends
 //! ends the daemon: a message that is too long or no JSON gets an error, a manager that does not read is let go.
 
+use std::fmt;
 use std::io::{self, IoSlice};
 
 use tracing::{debug, warn};
@@ -19,6 +20,8 @@ pub(super) const MANAGERS_MAX: usize = 16;
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// Most that waits for a manager that does not read.
 const OUTPUT_BYTES_MAX: usize = 4 << 20;
+/// What a manager's buffers may keep when they are empty; commands and most answers are shorter.
+pub(super) const KEPT_BYTES_MAX: usize = 64 << 10;
 
 /// One manager's connection, never confused with a later one in the same place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,10 +56,28 @@ pub(super) struct Managers {
 }
 
 /// What a manager has sent.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Message {
-    Text(Vec<u8>),
+    Text,
     TooLong,
+}
+
+/// Text for a manager's or a secondary's connection, written where it is sent from.
+pub(super) struct Outgoing<'a>(pub(super) &'a mut Vec<u8>);
+
+impl fmt::Write for Outgoing<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.extend_from_slice(text.as_bytes());
+        Ok(())
+    }
+}
+
+/// Forgets the first bytes, and keeps room for more of them only up to a bound.
+pub(super) fn drop_first(bytes: &mut Vec<u8>, count: usize) {
+    bytes.drain(..count);
+    if bytes.is_empty() && bytes.capacity() > KEPT_BYTES_MAX {
+        *bytes = Vec::new();
+    }
 }
 
 impl Managers {
@@ -81,8 +102,8 @@ impl Managers {
                 continue;
             };
             self.serial += 1;
-            let mut greeting = String::new();
-            let _ = json::write_greeting(&mut greeting);
+            let mut output = Vec::with_capacity(4096);
+            let _ = json::write_greeting(&mut Outgoing(&mut output));
             self.places[index] = Some(Manager {
                 serial: self.serial,
                 stream,
@@ -92,7 +113,7 @@ impl Managers {
                 input: Vec::with_capacity(4096),
                 scanned: 0,
                 is_skipping: false,
-                output: greeting.into_bytes(),
+                output,
                 is_ending: false,
                 unanswered: 0,
             });
@@ -111,10 +132,10 @@ impl Managers {
         self.flush_one(index, poller);
     }
 
-    /// The next complete message of the manager at `index`.
-    pub(super) fn next_message(&mut self, index: usize) -> Option<(ManagerId, Message)> {
+    /// The next complete message of the manager at `index`; its text replaces what `text` held.
+    pub(super) fn next_message(&mut self, index: usize, text: &mut Vec<u8>) -> Option<(ManagerId, Message)> {
         let manager = self.places.get_mut(index)?.as_mut()?;
-        let message = manager.next_message()?;
+        let message = manager.next_message(text)?;
         manager.unanswered += 1;
         Some((ManagerId { index, serial: manager.serial }, message))
     }
@@ -127,24 +148,19 @@ impl Managers {
         self.places.get_mut(id.index)?.as_mut().filter(|manager| manager.serial == id.serial)
     }
 
-    /// Answers one message.
-    pub(super) fn answer(&mut self, id: ManagerId, text: &str) {
+    /// Answers one message, if its manager is still there.
+    pub(super) fn answer(&mut self, id: ManagerId, write: impl FnOnce(&mut Outgoing<'_>) -> fmt::Result) {
         if let Some(manager) = self.find(id) {
             manager.unanswered = manager.unanswered.saturating_sub(1);
-            manager.output.extend_from_slice(text.as_bytes());
+            // Memory takes whatever is written.
+            let _ = write(&mut Outgoing(&mut manager.output));
         }
     }
 
     /// Tells every manager that has negotiated.
     pub(super) fn tell(&mut self, report: &EventReport<'_>) {
-        let mut text = String::new();
-        if json::write_event(&mut text, report).is_err() {
-            return;
-        }
-        for manager in self.places.iter_mut().flatten() {
-            if manager.negotiation.is_done() {
-                manager.output.extend_from_slice(text.as_bytes());
-            }
+        for manager in self.places.iter_mut().flatten().filter(|manager| manager.negotiation.is_done()) {
+            let _ = json::write_event(&mut Outgoing(&mut manager.output), report);
         }
     }
 
@@ -191,13 +207,14 @@ impl Manager {
         Ok(())
     }
 
-    fn next_message(&mut self) -> Option<Message> {
+    fn next_message(&mut self, text: &mut Vec<u8>) -> Option<Message> {
         loop {
             let found = self.framer.find_end(self.input.get(self.scanned..)?);
             let Some(end) = found else {
                 self.scanned = self.input.len();
                 if self.input.len() > MESSAGE_BYTES_MAX {
-                    self.input.clear();
+                    let length = self.input.len();
+                    drop_first(&mut self.input, length);
                     self.scanned = 0;
                     let was_skipping = std::mem::replace(&mut self.is_skipping, true);
                     if !was_skipping {
@@ -206,13 +223,15 @@ impl Manager {
                 }
                 return None;
             };
-            let message: Vec<u8> = self.input.drain(..self.scanned + end).collect();
+            text.clear();
+            text.extend_from_slice(&self.input[..self.scanned + end]);
+            drop_first(&mut self.input, self.scanned + end);
             self.scanned = 0;
             if std::mem::replace(&mut self.is_skipping, false) {
                 continue;
             }
-            if !message.iter().all(u8::is_ascii_whitespace) {
-                return Some(Message::Text(message));
+            if !text.iter().all(u8::is_ascii_whitespace) {
+                return Some(Message::Text);
             }
         }
     }
@@ -220,9 +239,7 @@ impl Manager {
     fn send(&mut self) -> io::Result<()> {
         while !self.output.is_empty() {
             match self.stream.send(&[IoSlice::new(&self.output)])? {
-                Some(count) => {
-                    self.output.drain(..count);
-                }
+                Some(count) => drop_first(&mut self.output, count),
                 None => break,
             }
         }

@@ -59,6 +59,8 @@ const REPLICATION_LARGE: u16 = LARGE_BUFFERS;
 /// much is left. Fast disks can keep a commit going without a pause.
 const ROUNDS_MAX: usize = 8;
 const COMPLETIONS_MAX: u32 = 64;
+/// How long buffers are unused before their memory is given back.
+const REST: Micros = Micros::from_ms(1000);
 /// How long the end may take: requests that are held or wait for a dead device do not keep a daemon alive.
 const END_MAX: Micros = Micros::from_ms(10_000);
 /// Requests of the daemon itself carry this in the upper half of their identifiers; no client's place has it.
@@ -104,6 +106,10 @@ struct Daemon {
     replica_timeout: Micros,
     peer_timeout: Duration,
     ready: Vec<Ready>,
+    /// When memory is given back the next time, if there is some to give.
+    rest_at: Micros,
+    /// A manager's message, and room for its names without escapes.
+    message: (Vec<u8>, Vec<u8>),
     /// Dropped last: disks give their work to them.
     _workers: Workers,
 }
@@ -175,6 +181,8 @@ impl Daemon {
             replica_timeout: Micros(spec.replica_timeout.0.as_micros() as u64),
             peer_timeout: spec.peer_timeout.0,
             ready: Vec::with_capacity(usize::from(descriptors)),
+            rest_at: REST,
+            message: Default::default(),
             poller,
             _workers: workers,
         };
@@ -247,9 +255,7 @@ impl Daemon {
             Kind::ControlListener => self.managers.accept(&self.control, &mut self.poller),
             Kind::Manager => {
                 self.managers.on_ready(index, ready, &mut self.poller);
-                while let Some((manager, message)) = self.managers.next_message(index) {
-                    self.execute(manager, &message);
-                }
+                self.execute_all(index);
             }
             Kind::Link => self.links.on_ready(index, ready, self.now, &mut self.poller),
             Kind::NbdDisk => {
@@ -269,6 +275,7 @@ impl Daemon {
         self.links.tick(self.now, &mut self.poller);
         self.tick_pair();
         self.tick_attaching();
+        self.rest();
         let mut has_worked = true;
         for _ in 0..ROUNDS_MAX {
             has_worked = self.service_nbd_disks();
@@ -318,7 +325,25 @@ impl Daemon {
                 Emitted::Notice(Notice::Event(event)) => self.tell(volume, event),
             }
         }
+        self.volumes[volume].is_rested &= !has_worked && budget == COMPLETIONS_MAX;
         has_worked || budget == 0
+    }
+
+    /// Gives the memory of buffers back that a load has left behind.
+    fn rest(&mut self) {
+        if self.rest_at > self.now {
+            return;
+        }
+        self.rest_at = self.now.after(REST);
+        self.pool.rest();
+        for volume in self.volumes.iter_mut().filter(|volume| !volume.is_rested && volume.in_flight() == 0) {
+            volume.is_rested = true;
+            self.pool.rest_reserved(volume.scratch.clone());
+        }
+    }
+
+    fn has_to_rest(&self) -> bool {
+        self.pool.is_occupied() || self.volumes.iter().any(|volume| !volume.is_rested)
     }
 
     /// Passes an event on to managers, the log, and the checkpoint of the pair.
@@ -383,6 +408,7 @@ impl Daemon {
             self.links.next_deadline(),
             self.pair.next_deadline(),
             self.volumes.iter().filter_map(Volume::attaching_until).min(),
+            self.has_to_rest().then_some(self.rest_at),
             life,
         ];
         others.into_iter().flatten().min()

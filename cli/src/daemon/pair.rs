@@ -63,7 +63,7 @@ pub(super) struct Pair {
     /// What a secondary said against it.
     said: String,
     /// Replicas that the checkpoint under way, or the last one, did without.
-    left_out: Vec<String>,
+    pub(super) left_out: Vec<String>,
 }
 
 impl Pair {
@@ -417,11 +417,6 @@ impl Daemon {
         }
     }
 
-    /// Replicas that the last checkpoint did without.
-    pub(super) fn left_out(&self) -> &[String] {
-        &self.pair.left_out
-    }
-
     fn member_name(&self, member: MemberIndex) -> &str {
         let place = self.pair.place(member);
         let replica =
@@ -447,15 +442,14 @@ impl Daemon {
                     let _ = self.pair.coordinator.handle_input(self.now, input);
                 }
             }
-            LinkEvent::BufferFull { export, level } => {
-                debug!(export, ?level, "the buffer of a secondary fills up");
-                let member = self.links.member_of(&export);
+            LinkEvent::BufferFull { member, level } => {
+                debug!(?member, ?level, "the buffer of a secondary fills up");
                 let is_urgent = level == BufferLevel::Full;
-                if is_urgent && let Some(member) = member {
+                if is_urgent {
                     self.hurry(member);
                 }
                 let is_wanted = !self.pair.wanted.iter().any(|wanted| wanted.is_urgent);
-                if self.pair.every.is_some() && member.is_some() && is_wanted {
+                if self.pair.every.is_some() && is_wanted {
                     self.take_automatic_checkpoint(is_urgent);
                 }
             }

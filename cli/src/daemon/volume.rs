@@ -1,5 +1,6 @@
 //! A volume: one machine with its devices, as the daemon handles it whatever its role.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use twinblock_core::control::{
@@ -54,6 +55,10 @@ pub(super) struct Volume {
     pub(super) machine: Machine,
     /// By the machine's replica index; `None` where none ever was.
     pub(super) replicas: Vec<Option<Replica>>,
+    /// Buffers of the pool that the machine has for itself.
+    pub(super) scratch: Range<u16>,
+    /// Their memory was given back, and the machine has done nothing since.
+    pub(super) is_rested: bool,
     pub(super) checkpoint_times: Histogram,
     /// When the checkpoint under way began.
     pub(super) checkpoint_began: Option<Instant>,
@@ -243,20 +248,18 @@ impl Volume {
         named.filter(move |(index, _)| is_attached(*index))
     }
 
-    pub(super) fn replica_reports(&self) -> Vec<ReplicaReport<'_>> {
-        let Machine::Primary(driver) = &self.machine else { return Vec::new() };
-        self.attached()
-            .filter_map(|(index, replica)| {
-                let status = driver.machine().replica(index)?;
-                Some(ReplicaReport {
-                    name: &replica.name,
-                    is_connected: status.is_connected,
-                    is_behind: status.is_behind,
-                    dirty_bytes: status.dirty_bytes,
-                    in_flight_count: u64::from(status.in_flight),
-                })
+    pub(super) fn replica_reports(&self) -> impl Iterator<Item = ReplicaReport<'_>> {
+        self.attached().filter_map(|(index, replica)| {
+            let Machine::Primary(driver) = &self.machine else { return None };
+            let status = driver.machine().replica(index)?;
+            Some(ReplicaReport {
+                name: &replica.name,
+                is_connected: status.is_connected,
+                is_behind: status.is_behind,
+                dirty_bytes: status.dirty_bytes,
+                in_flight_count: u64::from(status.in_flight),
             })
-            .collect()
+        })
     }
 
     pub(super) fn report(&self) -> VolumeReport<'_> {

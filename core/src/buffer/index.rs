@@ -150,7 +150,8 @@ fn narrow(distance: u64) -> u32 {
     distance as u32
 }
 
-/// Memory for up to 15 runs, or 15 nodes below: 248 bytes.
+/// Memory for up to 15 runs, or 15 nodes below: 248 bytes. It is numbers and nothing else, so that memory of zeroes is
+/// nodes: an embedder whose system hands out such memory piece by piece, as it is used, need not write to it first.
 #[derive(Clone, Copy, Debug)]
 pub struct Node {
     entries: [Entry; ENTRIES_MAX],

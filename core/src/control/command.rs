@@ -1,6 +1,6 @@
 //! What a manager or a primary can ask, and what it is told.
 
-use super::report::StatusText;
+use super::report::{MemoryReport, StatusText};
 use crate::Identity;
 
 /// A command. Names, arguments and their defaults are those of QMP (QEMU Machine Protocol) where QEMU has the command;
@@ -39,6 +39,8 @@ pub enum Command<'a> {
     },
     /// `query-replication`: everything about every volume.
     QueryReplication,
+    /// `x-query-memory`: what the process has allocated and occupies.
+    QueryMemory,
     /// `attach`: another replica for a primary.
     Attach {
         /// Of which volume; may be absent if there is only one primary.
@@ -91,13 +93,14 @@ pub enum Command<'a> {
 
 impl Command<'_> {
     /// The names of all commands, in the order of the variants.
-    pub const NAMES: [&'static str; 12] = [
+    pub const NAMES: [&'static str; 13] = [
         "qmp_capabilities",
         "query-commands",
         "xen-set-replication",
         "xen-colo-do-checkpoint",
         "query-xen-replication-status",
         "query-replication",
+        "x-query-memory",
         "attach",
         "detach",
         "quit",
@@ -116,12 +119,13 @@ impl Command<'_> {
             Self::Checkpoint { .. } => 3,
             Self::QueryReplicationStatus { .. } => 4,
             Self::QueryReplication => 5,
-            Self::Attach { .. } => 6,
-            Self::Detach { .. } => 7,
-            Self::Quit => 8,
-            Self::CheckpointPrepare { .. } => 9,
-            Self::CheckpointCommit { .. } => 10,
-            Self::CheckpointOutcome { .. } => 11,
+            Self::QueryMemory => 6,
+            Self::Attach { .. } => 7,
+            Self::Detach { .. } => 8,
+            Self::Quit => 9,
+            Self::CheckpointPrepare { .. } => 10,
+            Self::CheckpointCommit { .. } => 11,
+            Self::CheckpointOutcome { .. } => 12,
         }]
     }
 }
@@ -138,6 +142,8 @@ pub enum Answer<'a> {
     Epoch(u64),
     /// `query-commands`: all names.
     Commands,
+    /// `x-query-memory`: how the process stands.
+    Memory(MemoryReport),
     /// `xen-colo-do-checkpoint`: it was taken, without these replicas, which are behind or not connected.
     Checkpoint {
         /// Their names; with none the answer is that of [`Answer::Done`].

@@ -15,6 +15,7 @@ pub use command::{Answer, Command};
 pub use histogram::Histogram;
 pub use report::{
     BufferLevel, BufferReport, CheckpointReport, CommitReport, ERROR_KINDS, EventReport, FullPolicy,
-    ReplicaReport, Role, StatusText, Trouble, VolumeReport, error_name, replica_state_name, view_name,
+    MemoryReport, ReplicaReport, Role, StatusText, Trouble, VolumeReport, error_name, replica_state_name,
+    view_name,
 };
 pub use text::RefusalText;

@@ -111,6 +111,20 @@ pub struct CommitReport {
     pub done_bytes: u64,
 }
 
+/// The memory of the process that runs the volumes, as its embedder counts it. All zeroes where nothing allocates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct MemoryReport {
+    /// How often any thread has asked for memory since the start; to make a piece larger or smaller is to ask.
+    pub allocation_count: u64,
+    /// How often one has given a piece back.
+    pub deallocation_count: u64,
+    /// Bytes that were asked for and not given back. Pages that were never touched are in it.
+    pub allocated_bytes: u64,
+    /// Bytes of memory that the process occupies, its program and buffers included; 0 if the system does not tell.
+    pub resident_bytes: u64,
+}
+
 /// How long checkpoints took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CheckpointReport {

@@ -2,9 +2,10 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use rustix::io::Errno;
+use twinblock_core::buffer::index::{Index, Place};
 use twinblock_core::{BufferIndex, Data};
 
-use super::{Arena, Lend, Mapping, Polled, ofd_is_locked, ofd_lock_shared, ofd_unlock, poll};
+use super::{Arena, Lend, Mapping, Polled, ofd_is_locked, ofd_lock_shared, ofd_unlock, poll, unused_nodes};
 
 #[test]
 fn discarded_pages_read_as_zeroes() {
@@ -60,4 +61,16 @@ fn a_lock_is_seen_by_another_description_of_the_same_file() {
 #[test]
 fn nothing_to_poll_ends_with_the_time() {
     assert_eq!(poll(&mut [Polled::NONE], Some(Duration::from_millis(1))), Ok(0));
+}
+
+#[test]
+fn nodes_that_were_never_written_make_an_index() {
+    assert_eq!(unused_nodes(0).unwrap().len(), 0);
+    let mut nodes = unused_nodes(Index::nodes_for(100)).unwrap();
+    let mut index = Index::new(&mut nodes);
+    for granule in 0..100 {
+        index.set(granule * 2, 1, Place::Slot(granule as u32)).unwrap();
+    }
+    assert_eq!(index.lookup(198, 8).place, Place::Slot(99));
+    assert!(unused_nodes(usize::MAX).is_none());
 }

@@ -322,3 +322,14 @@ fn the_documented_sizes_hold() {
     let bytes = Index::nodes_for(entries) * size_of::<Node>();
     assert!(bytes * 10 <= entries * 355);
 }
+
+/// Nodes are made elsewhere from memory of zeroes, which is right as long as this compiles.
+#[test]
+fn a_node_is_numbers_and_nothing_else() {
+    let Node { entries, len, next } = Node::EMPTY;
+    let numbers: ([Entry; ENTRIES_MAX], u32, u32) = (entries, len, next);
+    for Entry { first, count, slot } in numbers.0 {
+        let numbers: (u64, u32, u32) = (first, count, slot);
+        assert_eq!(numbers, (0, 0, 0));
+    }
+}

@@ -5,8 +5,8 @@ use super::emit::Emitter;
 use super::error::{ErrorClass, ParseError};
 use crate::control::report::{ERROR_KINDS, REASON_MISSING};
 use crate::control::{
-    Answer, BufferLevel, BufferReport, Command, EventReport, RefusalText, ReplicaReport, Role, VolumeReport,
-    error_name, replica_state_name, view_name,
+    Answer, BufferLevel, BufferReport, Command, EventReport, MemoryReport, RefusalText, ReplicaReport, Role,
+    VolumeReport, error_name, replica_state_name, view_name,
 };
 use crate::{ErrorCounters, Event, Identity, Refused};
 use core::fmt::{self, Display, Write};
@@ -69,6 +69,7 @@ pub fn write_answer<W: Write>(out: &mut W, answer: &Answer<'_>, id: Option<Id<'_
             json.number_member("epoch", *epoch)?;
             json.close('}')?;
         }
+        Answer::Memory(memory) => write_memory(&mut json, memory)?,
         Answer::Checkpoint { left_out } => {
             json.open('{')?;
             if !left_out.is_empty() {
@@ -293,6 +294,15 @@ fn write_buffer<W: Write>(json: &mut Emitter<'_, W>, buffer: &BufferReport) -> f
     json.close('}')
 }
 
+fn write_memory<W: Write>(json: &mut Emitter<'_, W>, memory: &MemoryReport) -> fmt::Result {
+    json.open('{')?;
+    json.number_member("allocations", memory.allocation_count)?;
+    json.number_member("deallocations", memory.deallocation_count)?;
+    json.number_member("allocated_bytes", memory.allocated_bytes)?;
+    json.number_member("resident_bytes", memory.resident_bytes)?;
+    json.close('}')
+}
+
 fn write_replica<W: Write>(json: &mut Emitter<'_, W>, replica: &ReplicaReport<'_>) -> fmt::Result {
     json.open('{')?;
     json.text_member("name", replica.name)?;
@@ -335,7 +345,11 @@ fn write_arguments<W: Write>(json: &mut Emitter<'_, W>, command: &Command<'_>) -
         None => Ok(()),
     };
     match *command {
-        Command::Capabilities | Command::Commands | Command::QueryReplication | Command::Quit => Ok(()),
+        Command::Capabilities
+        | Command::Commands
+        | Command::QueryReplication
+        | Command::QueryMemory
+        | Command::Quit => Ok(()),
         Command::SetReplication { enable, primary, failover, force, volume } => {
             json.boolean_member("enable", enable)?;
             json.boolean_member("primary", primary)?;

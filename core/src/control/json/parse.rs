@@ -148,6 +148,7 @@ impl<'a> Arguments<'a> {
                 Command::QueryReplicationStatus { volume: self.text("volume")? }
             }
             "query-replication" => Command::QueryReplication,
+            "x-query-memory" => Command::QueryMemory,
             "attach" => Command::Attach {
                 volume: self.text("volume")?,
                 uri: self.needed_text("uri")?,

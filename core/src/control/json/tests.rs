@@ -32,7 +32,7 @@ fn commands(
     modifications: u64,
     flag: bool,
     claim: [u8; 16],
-) -> [Command<'_>; 12] {
+) -> [Command<'_>; 13] {
     let claim = Identity(claim);
     let optional = flag.then_some(b.as_str());
     [
@@ -48,6 +48,7 @@ fn commands(
         Command::Checkpoint { force: flag, volume: optional },
         Command::QueryReplicationStatus { volume: optional },
         Command::QueryReplication,
+        Command::QueryMemory,
         Command::Attach {
             volume: optional,
             uri: a,

@@ -1,8 +1,8 @@
 use super::super::*;
 use super::{cases, text, written};
 use crate::control::{
-    Answer, BufferReport, CheckpointReport, Command, CommitReport, EventReport, FullPolicy, RefusalText,
-    ReplicaReport, Role, StatusText, Trouble, VolumeReport,
+    Answer, BufferReport, CheckpointReport, Command, CommitReport, EventReport, FullPolicy, MemoryReport,
+    RefusalText, ReplicaReport, Role, StatusText, Trouble, VolumeReport,
 };
 use crate::{ErrorCounters, ErrorKind, Event, Micros, Refused, ReplicaState, Stage, View};
 use proptest::prelude::*;
@@ -56,6 +56,16 @@ fn the_greeting_is_that_of_qmp() {
 fn answers_have_the_shapes_that_qmp_gives_them() {
     assert_eq!(answer(Answer::Done), json!({}));
     assert_eq!(answer(Answer::Epoch(12)), json!({"epoch": 12}));
+    let memory = MemoryReport {
+        allocation_count: 7,
+        deallocation_count: 5,
+        allocated_bytes: 4096,
+        resident_bytes: 8192,
+    };
+    assert_eq!(
+        answer(Answer::Memory(memory)),
+        json!({"allocations": 7, "deallocations": 5, "allocated_bytes": 4096, "resident_bytes": 8192})
+    );
     assert_eq!(answer(Answer::Status(None)), json!({"error": false}));
     let status = answer(Answer::Status(Some(StatusText { volume: "vda", trouble: Trouble::NotRunning })));
     assert_eq!(
