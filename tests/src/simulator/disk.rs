@@ -51,6 +51,8 @@ pub struct Disk {
     is_hole: Vec<bool>,
     /// When each byte was written last; 0 once it is durable.
     written_at: Vec<u64>,
+    /// What is left if the power goes: the content at the last flush.
+    durable: Vec<u8>,
     in_flight: Vec<InFlight>,
     done: VecDeque<Completion>,
     depth: usize,
@@ -78,6 +80,7 @@ impl Disk {
             geometry,
             is_hole,
             written_at: vec![0; bytes.len()],
+            durable: bytes.clone(),
             bytes,
             in_flight: Vec::new(),
             done: VecDeque::new(),
@@ -177,7 +180,10 @@ impl Disk {
                 }
                 self.note_written(transfer.extent, fua && !is_faulty);
             }
-            Action::Flush if !is_faulty => self.written_at.fill(0),
+            Action::Flush if !is_faulty => {
+                self.written_at.fill(0);
+                self.durable.copy_from_slice(&self.bytes);
+            }
             Action::Flush => {}
             Action::Status if !is_faulty => return Ok(self.status(transfer.extent, rng)),
             Action::Status => {}
@@ -211,6 +217,20 @@ impl Disk {
     fn note_written(&mut self, extent: Extent, is_durable: bool) {
         let stamp = if is_durable { 0 } else { self.step };
         self.written_at[range(extent)].fill(stamp);
+        if is_durable {
+            self.durable[range(extent)].copy_from_slice(&self.bytes[range(extent)]);
+        }
+    }
+
+    /// The power goes and comes back: of what was not flushed, some sectors are new and others old.
+    pub fn lose_power(&mut self, rng: &mut Rng) {
+        for (new, old) in self.bytes.chunks_mut(SECTOR).zip(self.durable.chunks(SECTOR)) {
+            if rng.bool() {
+                new.copy_from_slice(old);
+            }
+        }
+        self.durable.copy_from_slice(&self.bytes);
+        self.written_at.fill(0);
     }
 
     /// Short answers are legal, and so is to call a hole data.

@@ -106,10 +106,11 @@ impl World<'_> {
         }
     }
 
-    /// While the barrier is up, a checkpoint holds everything that was answered.
+    /// While the barrier is up, a checkpoint holds everything that was answered. Once the link is cut the primary answers
+    /// without the replica, while a commit may be on its way: that checkpoint is the moment before.
     pub(super) fn check_commit(&self, place: Place) {
         let Barrier::Reached { .. } = self.volumes[place.volume].barrier else { return };
-        if self.is_primary_dead {
+        if self.is_primary_dead || self.standby(place).session.is_none() {
             return;
         }
         let now = self.snapshot(place.volume);

@@ -3,7 +3,7 @@
 use twinblock_core::secondary;
 use twinblock_core::{Extent, Identity, Op, Stage, View};
 
-use super::client::NO_DATA;
+use super::client::{Client, NO_DATA};
 use super::script::ask;
 use super::world::{Place, World};
 use crate::simulator::disk::Faults;
@@ -48,6 +48,11 @@ impl World<'_> {
                 current += 1;
                 let machine = self.standby(place).machine();
                 healthy += usize::from(!machine.is_behind() && machine.stage() == Stage::Running);
+            }
+        }
+        if !self.volumes.iter().any(|volume| volume.active.failures != 0) {
+            for volume in &mut self.volumes {
+                volume.active.disk_mut().lose_power(&mut self.rng);
             }
         }
         self.read_all();
@@ -162,6 +167,27 @@ impl World<'_> {
                 self.run_until_idle();
             }
             if self.standby(place).machine().stage() != Stage::None {
+                self.check_done(place);
+            }
+        }
+        self.lose_power();
+    }
+
+    /// The guests flush, the power goes, and everything is there.
+    fn lose_power(&mut self) {
+        for place in self.places() {
+            let is_guest = |client: &Client| !client.is_replication && !client.is_ending;
+            let clients = &mut self.volumes[place.volume].standbys[place.replica].clients;
+            if let Some(guest) = clients.open.iter().position(is_guest) {
+                ask(clients, guest, Op::Flush, Extent::default(), &mut self.rng);
+            }
+        }
+        self.run_until_idle();
+        for place in self.places() {
+            let standby = &mut self.volumes[place.volume].standbys[place.replica];
+            let has_guest = standby.clients.open.iter().any(|client| !client.is_replication);
+            if has_guest && standby.machine().stage() == Stage::Done {
+                standby.driver.devices_mut().disk.lose_power(&mut self.rng);
                 self.check_done(place);
             }
         }
