@@ -350,6 +350,9 @@ impl Daemon {
                 self.volumes[volume].checkpoint_began = Some(Instant::now());
                 self.order_primary(volume, Waiting::Barrier { volume }, Command::Barrier { is_urgent });
             }
+            Output::Hurry(volume) => {
+                self.order_primary(usize::from(volume.0), Waiting::Nobody, Command::Hurry);
+            }
             Output::Release { volume, is_checkpoint } => {
                 let volume = usize::from(volume.0);
                 self.volumes[volume].record_checkpoint(is_checkpoint);

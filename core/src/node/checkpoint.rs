@@ -12,12 +12,20 @@
 //! are released and writes go on. A commit without an answer leaves that replica's epoch unknown: it is asked for
 //! before the next checkpoint, never guessed.
 //!
+//! Writes of all clients wait while a barrier waits for the rest of a long request. A client may send that slowly, or never:
+//! after a [`HURRY_SHARE`]th of the time-out the barrier is made urgent and falls between the pieces that have come and
+//! those that have not.
+//!
 //! # Invariants
 //! * C1: no commit is sent before every fit replica has prepared.
 //! * C2: every barrier that was raised is released exactly once.
 //! * C3: a command is answered exactly once.
 
 use crate::{CommandId, Micros, Refused, ReplicaState};
+
+/// Which part of the time-out a barrier may wait for the rest of long requests: with 2 s it is 125 ms, in which a client
+/// over a slow link sends some megabytes.
+pub const HURRY_SHARE: u64 = 16;
 
 /// One of the node's volumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +58,8 @@ enum VolumeStep {
     Raise,
     /// Its barrier was asked for.
     Raised,
+    /// Its barrier was asked for and is to wait no longer.
+    Hurry,
     /// Its barrier is reached.
     Reached,
     /// Its barrier is to be released.
@@ -141,6 +151,8 @@ pub enum Output {
         /// Without waiting for the rest of long requests.
         is_urgent: bool,
     },
+    /// The barrier of a volume, if it is not reached yet, must not wait for the rest of long requests.
+    Hurry(VolumeIndex),
     /// Release the barrier of a volume.
     Release {
         /// Which volume.
@@ -202,6 +214,8 @@ enum State {
 struct Running {
     command: CommandId,
     is_urgent: bool,
+    /// When it becomes urgent.
+    hurry_at: Micros,
     deadline: Micros,
     /// Replicas are known: one of them at least must take part to the end.
     has_members: bool,
@@ -289,6 +303,7 @@ impl<'m> Coordinator<'m> {
     #[must_use]
     pub const fn poll_timeout(&self) -> Option<Micros> {
         match self.state {
+            State::Barrier(running) if !running.is_urgent => Some(running.hurry_at),
             State::Barrier(running)
             | State::Ask(running)
             | State::Prepare(running)
@@ -297,8 +312,17 @@ impl<'m> Coordinator<'m> {
         }
     }
 
-    /// Gives up what has taken too long.
+    /// Gives up what has taken too long, or hurries it. Work is bounded by the number of volumes and members.
     pub fn handle_timeout(&mut self, now: Micros) {
+        if let State::Barrier(running) = &mut self.state
+            && !running.is_urgent
+            && running.hurry_at <= now
+        {
+            running.is_urgent = true;
+            for volume in self.volumes.iter_mut().filter(|volume| volume.0 == VolumeStep::Raised) {
+                volume.0 = VolumeStep::Hurry;
+            }
+        }
         if self.poll_timeout().is_some_and(|due| due <= now) {
             self.fail(Refused::TimedOut, None, None);
         }
@@ -312,8 +336,10 @@ impl<'m> Coordinator<'m> {
         match (input, self.state) {
             (Input::Begin { .. }, state) if !matches!(state, State::Idle) => Err(Refused::InProgress),
             (Input::Begin { command, is_urgent }, _) => {
+                let hurry_at = now.after(Micros(self.timeout.0 / HURRY_SHARE));
                 let deadline = now.after(self.timeout);
-                self.state = State::Barrier(Running { command, is_urgent, deadline, has_members: false });
+                self.state =
+                    State::Barrier(Running { command, is_urgent, hurry_at, deadline, has_members: false });
                 Ok(())
             }
             (Input::Replica(member, replica), _) => self.replica_changed(member, replica),
@@ -348,7 +374,7 @@ impl<'m> Coordinator<'m> {
 
     fn barrier(&mut self, volume: VolumeIndex, result: Result<(), Refused>) -> Result<(), Refused> {
         let place = self.volumes.get_mut(usize::from(volume.0)).ok_or(Refused::Stale)?;
-        if place.0 != VolumeStep::Raised {
+        if !matches!(place.0, VolumeStep::Raised | VolumeStep::Hurry) {
             return Err(Refused::Stale);
         }
         match result {
@@ -399,7 +425,7 @@ impl<'m> Coordinator<'m> {
         };
         for volume in self.volumes.iter_mut() {
             volume.0 = match volume.0 {
-                VolumeStep::Raised | VolumeStep::Reached => {
+                VolumeStep::Raised | VolumeStep::Hurry | VolumeStep::Reached => {
                     VolumeStep::Release { is_checkpoint: result.is_ok() }
                 }
                 _ => VolumeStep::Out,
@@ -428,6 +454,9 @@ impl<'m> Coordinator<'m> {
                 State::Barrier(running) => {
                     if let Some(volume) = self.next_volume(VolumeStep::Raise, VolumeStep::Raised) {
                         return Some(Output::Barrier { volume, is_urgent: running.is_urgent });
+                    }
+                    if let Some(volume) = self.next_volume(VolumeStep::Hurry, VolumeStep::Raised) {
+                        return Some(Output::Hurry(volume));
                     }
                     if self.volumes.iter().any(|volume| volume.0 == VolumeStep::Raised) {
                         return None;

@@ -5,7 +5,9 @@ mod checkpoint;
 #[cfg(test)]
 mod tests;
 
-pub use checkpoint::{Coordinator, Failure, Input, Member, MemberIndex, Output, Volume, VolumeIndex};
+pub use checkpoint::{
+    Coordinator, Failure, HURRY_SHARE, Input, Member, MemberIndex, Output, Volume, VolumeIndex,
+};
 
 use crate::{ErrorCounters, ErrorKind, Refused, Stage};
 

@@ -1,6 +1,6 @@
 use std::vec::Vec;
 
-use super::{Coordinator, Failure, Input, Member, MemberIndex, Output, Volume, VolumeIndex};
+use super::{Coordinator, Failure, HURRY_SHARE, Input, Member, MemberIndex, Output, Volume, VolumeIndex};
 use crate::{CommandId, Micros, Refused, ReplicaState};
 
 const NOW: Micros = Micros(0);
@@ -227,5 +227,39 @@ fn a_control_link_that_is_lost_after_the_prepare_leaves_the_epoch_that_is_commit
         fixture.offer(Input::Begin { command: COMMAND, is_urgent: false });
         fixture.offer(Input::Barrier(VolumeIndex(0), Ok(())));
         assert_eq!(fixture.offer(Input::Barrier(VolumeIndex(1), Ok(())))[0], Output::AskEpoch(first));
+    });
+}
+
+#[test]
+fn a_barrier_that_waits_too_long_is_hurried_once_and_only_where_it_is_not_reached() {
+    with_two_volumes(|mut fixture, first, second| {
+        let outputs = fixture.offer(Input::Begin { command: COMMAND, is_urgent: false });
+        assert_eq!(outputs.len(), 2);
+        assert_eq!(fixture.offer(Input::Barrier(VolumeIndex(0), Ok(()))), []);
+        let hurry_at = NOW.after(Micros(Micros::from_ms(100).0 / HURRY_SHARE));
+        assert_eq!(fixture.0.poll_timeout(), Some(hurry_at));
+        fixture.0.handle_timeout(hurry_at);
+        assert_eq!(fixture.outputs(), [Output::Hurry(VolumeIndex(1))]);
+        assert_eq!(fixture.0.poll_timeout(), Some(NOW.after(Micros::from_ms(100))), "then it fails");
+        fixture.0.handle_timeout(hurry_at);
+        assert_eq!(fixture.outputs(), []);
+        let asked = fixture.offer(Input::Barrier(VolumeIndex(1), Ok(())));
+        assert_eq!(asked, [Output::AskEpoch(first), Output::AskEpoch(second)]);
+    });
+}
+
+#[test]
+fn a_barrier_that_is_reached_before_the_hurry_is_passed_on_goes_on() {
+    with_two_volumes(|mut fixture, first, second| {
+        fixture.offer(Input::Begin { command: COMMAND, is_urgent: false });
+        fixture.offer(Input::Barrier(VolumeIndex(0), Ok(())));
+        fixture.0.handle_timeout(NOW.after(Micros::from_ms(50)));
+        let asked = fixture.offer(Input::Barrier(VolumeIndex(1), Ok(())));
+        assert_eq!(asked, [Output::AskEpoch(first), Output::AskEpoch(second)]);
+    });
+    with_two_volumes(|mut fixture, _, _| {
+        fixture.offer(Input::Begin { command: COMMAND, is_urgent: false });
+        fixture.0.handle_timeout(NOW.after(Micros::from_ms(100)));
+        assert_eq!(fixture.outputs()[..2], released(false), "all of the time at once: it fails");
     });
 }

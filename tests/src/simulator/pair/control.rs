@@ -74,6 +74,7 @@ pub(super) enum Wish {
         volume: usize,
         is_urgent: bool,
     },
+    Hurry(usize),
     Release {
         volume: usize,
         is_checkpoint: bool,
@@ -277,6 +278,7 @@ impl<'m> Control<'m> {
                 Output::Barrier { volume, is_urgent } => {
                     return Some(Wish::Barrier { volume: volume.0.into(), is_urgent });
                 }
+                Output::Hurry(volume) => return Some(Wish::Hurry(volume.0.into())),
                 Output::Release { volume, is_checkpoint } => {
                     assert!(
                         !is_checkpoint || !self.awaits_commits(),

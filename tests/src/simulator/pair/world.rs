@@ -361,14 +361,17 @@ impl<'m> World<'m> {
     fn make_room(&mut self) {
         if self.control.is_busy() {
             for volume in 0..self.volumes.len() {
-                self.meet_primary(volume, "hurry");
-                let now = self.primary_now();
-                let hurry = self.volumes[volume].active.command(now, Command::Hurry);
-                hurry.expect("it is always taken");
+                self.hurry(volume);
             }
         } else {
             self.begin_checkpoint(true);
         }
+    }
+
+    fn hurry(&mut self, volume: usize) {
+        self.meet_primary(volume, "hurry");
+        let now = self.primary_now();
+        self.volumes[volume].active.command(now, Command::Hurry).expect("it is always taken");
     }
 
     fn settle_primary(&mut self) {
@@ -443,6 +446,7 @@ impl<'m> World<'m> {
                     Err(refused) => self.tell_barrier(volume, Err(refused)),
                 }
             }
+            Wish::Hurry(volume) => self.hurry(volume),
             Wish::Release { volume, is_checkpoint } => {
                 self.meet_primary(volume, "release");
                 let now = self.primary_now();
