@@ -29,7 +29,7 @@ fn nothing_that_was_answered_is_lost_and_nobody_sees_anything_but_a_checkpoint()
     println!("{coverage}");
     let verdict = coverage.verdict();
     println!("{count} seeds from {first} in {seconds:.0} s, {:.0} a second", count as f64 / seconds);
-    println!("{} cells: {} met, {} impossible", verdict.cells, verdict.met, verdict.impossible);
+    println!("{verdict}");
     if count >= SEEDS_WHOLE {
         assert!(verdict.wrong.is_empty(), "the coverage table:\n  {}", verdict.wrong.join("\n  "));
     }

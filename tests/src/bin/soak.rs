@@ -124,6 +124,6 @@ fn main() -> ExitCode {
     });
     let verdict = soak.coverage.lock().expect("nobody panics with it").verdict();
     println!("\r{}", soak.progress());
-    println!("{} cells: {} met, {} impossible", verdict.cells, verdict.met, verdict.impossible);
+    println!("{verdict}");
     ExitCode::from(u8::from(soak.failed.load(Ordering::Relaxed) != 0))
 }

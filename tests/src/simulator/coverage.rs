@@ -245,8 +245,9 @@ impl Coverage {
             match pattern {
                 Some(pattern) => {
                     is_used[pattern] = true;
-                    verdict.impossible += 1;
-                    if cell.count != 0 {
+                    let is_rare = impossible::PATTERNS[pattern].is_rare;
+                    *if is_rare { &mut verdict.rare } else { &mut verdict.impossible } += 1;
+                    if cell.count != 0 && !is_rare {
                         verdict.wrong.push(format!("met and declared impossible: {cell}"));
                     }
                 }
@@ -272,8 +273,17 @@ pub struct Verdict {
     pub met: usize,
     /// How many are declared impossible.
     pub impossible: usize,
+    /// How many are declared too rare to be demanded.
+    pub rare: usize,
     /// What must not be.
     pub wrong: Vec<String>,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cells, met, impossible, rare, .. } = self;
+        write!(f, "{cells} cells: {met} met, {impossible} impossible, {rare} too rare to be demanded")
+    }
 }
 
 struct Cell {
@@ -314,9 +324,9 @@ impl Coverage {
                     write!(f, "\n{:<19} {:<16}", first.input, first.stage)?;
                 }
                 for cell in cells.by_ref().take(side.troubles().len()) {
-                    let is_impossible = impossible::PATTERNS.iter().any(|pattern| cell.is_in(pattern));
+                    let pattern = impossible::PATTERNS.iter().find(|pattern| cell.is_in(pattern));
                     match cell.count {
-                        0 if is_impossible => write!(f, "{:>10}", "x")?,
+                        0 if pattern.is_some_and(|pattern| !pattern.is_rare) => write!(f, "{:>10}", "x")?,
                         0 => write!(f, "{:>10}", ".")?,
                         count => write!(f, "{count:>10}")?,
                     }

@@ -1,8 +1,8 @@
-//! Cells of the coverage table that no run can meet, each with the reason.
+//! Cells of the coverage table that no run can meet, and those that are met too seldom to be demanded, each with the reason.
 
 use super::coverage::Side;
 
-/// Cells that are impossible; `*` stands for all, `|` separates several.
+/// Cells that are not demanded; `*` stands for all, `|` separates several.
 #[derive(Clone, Copy, Debug)]
 pub struct Pattern {
     /// Whose.
@@ -15,6 +15,8 @@ pub struct Pattern {
     pub troubles: &'static str,
     /// Why not.
     pub reason: &'static str,
+    /// They can be met, once in some ten thousand seeds.
+    pub is_rare: bool,
 }
 
 /// All of them.
@@ -25,6 +27,7 @@ pub const PATTERNS: &[Pattern] = &[
         stages: "none|failover|failover-failed|done",
         troubles: "broken|behind",
         reason: "only a running secondary has a view that can break and a primary that it can lack something of",
+        is_rare: false,
     },
     Pattern {
         side: Side::Secondary,
@@ -32,6 +35,7 @@ pub const PATTERNS: &[Pattern] = &[
         stages: "none",
         troubles: "*",
         reason: "before the start nothing is kept",
+        is_rare: false,
     },
     Pattern {
         side: Side::Secondary,
@@ -39,6 +43,7 @@ pub const PATTERNS: &[Pattern] = &[
         stages: "none",
         troubles: "buffer|full",
         reason: "before the start the buffer is empty and not asked",
+        is_rare: false,
     },
     Pattern {
         side: Side::Secondary,
@@ -46,6 +51,7 @@ pub const PATTERNS: &[Pattern] = &[
         stages: "none|failover|failover-failed|done",
         troubles: "*",
         reason: "only a running secondary holds writes; a takeover refuses them",
+        is_rare: false,
     },
     Pattern {
         side: Side::Secondary,
@@ -53,6 +59,7 @@ pub const PATTERNS: &[Pattern] = &[
         stages: "*",
         troubles: "-",
         reason: "a disk that fails is the trouble",
+        is_rare: false,
     },
     Pattern {
         side: Side::Secondary,
@@ -60,6 +67,7 @@ pub const PATTERNS: &[Pattern] = &[
         stages: "*",
         troubles: "-",
         reason: "a buffer that fails is the trouble",
+        is_rare: false,
     },
     Pattern {
         side: Side::Secondary,
@@ -67,6 +75,7 @@ pub const PATTERNS: &[Pattern] = &[
         stages: "failover-failed",
         troubles: "-",
         reason: "a failover fails only after a disk has failed",
+        is_rare: false,
     },
     Pattern {
         side: Side::Secondary,
@@ -74,6 +83,7 @@ pub const PATTERNS: &[Pattern] = &[
         stages: "none",
         troubles: "dead",
         reason: "the scripts start every secondary before its primary dies",
+        is_rare: false,
     },
     Pattern {
         side: Side::Secondary,
@@ -81,6 +91,7 @@ pub const PATTERNS: &[Pattern] = &[
         stages: "*",
         troubles: "dead",
         reason: "a dead primary connects no more",
+        is_rare: false,
     },
     Pattern {
         side: Side::Primary,
@@ -88,6 +99,7 @@ pub const PATTERNS: &[Pattern] = &[
         stages: "*",
         troubles: "-",
         reason: "a disk that fails is the trouble",
+        is_rare: false,
     },
     Pattern {
         side: Side::Primary,
@@ -95,6 +107,7 @@ pub const PATTERNS: &[Pattern] = &[
         stages: "none",
         troubles: "*",
         reason: "before the start no replica is asked for anything",
+        is_rare: false,
     },
     Pattern {
         side: Side::Primary,
@@ -102,6 +115,7 @@ pub const PATTERNS: &[Pattern] = &[
         stages: "none|done",
         troubles: "*",
         reason: "only volumes that run take part in a checkpoint, and all their barriers are raised at once",
+        is_rare: false,
     },
     Pattern {
         side: Side::Primary,
@@ -109,6 +123,7 @@ pub const PATTERNS: &[Pattern] = &[
         stages: "none",
         troubles: "*",
         reason: "before the start there is no checkpoint",
+        is_rare: false,
     },
     Pattern {
         side: Side::Primary,
@@ -116,13 +131,7 @@ pub const PATTERNS: &[Pattern] = &[
         stages: "none",
         troubles: "full",
         reason: "before the start nothing is forwarded that could be held",
-    },
-    Pattern {
-        side: Side::Primary,
-        inputs: "connected",
-        stages: "*",
-        troubles: "-",
-        reason: "whoever connects was down",
+        is_rare: false,
     },
     Pattern {
         side: Side::Coordinator,
@@ -130,6 +139,7 @@ pub const PATTERNS: &[Pattern] = &[
         stages: "barrier|ask|prepare|commit",
         troubles: "*",
         reason: "one checkpoint at a time",
+        is_rare: false,
     },
     Pattern {
         side: Side::Coordinator,
@@ -137,6 +147,7 @@ pub const PATTERNS: &[Pattern] = &[
         stages: "idle|ask|prepare|commit",
         troubles: "*",
         reason: "barriers are answered before anything is asked",
+        is_rare: false,
     },
     Pattern {
         side: Side::Coordinator,
@@ -144,6 +155,7 @@ pub const PATTERNS: &[Pattern] = &[
         stages: "idle|barrier",
         troubles: "*",
         reason: "answers to an earlier checkpoint are not listened to",
+        is_rare: false,
     },
     Pattern {
         side: Side::Coordinator,
@@ -151,6 +163,7 @@ pub const PATTERNS: &[Pattern] = &[
         stages: "*",
         troubles: "*",
         reason: "a secondary always tells its epoch",
+        is_rare: false,
     },
     Pattern {
         side: Side::Coordinator,
@@ -158,6 +171,7 @@ pub const PATTERNS: &[Pattern] = &[
         stages: "idle|barrier|ask",
         troubles: "*",
         reason: "answers to an earlier checkpoint are not listened to",
+        is_rare: false,
     },
     Pattern {
         side: Side::Coordinator,
@@ -165,6 +179,7 @@ pub const PATTERNS: &[Pattern] = &[
         stages: "idle|barrier|ask|prepare",
         troubles: "*",
         reason: "commits come last",
+        is_rare: false,
     },
     Pattern {
         side: Side::Coordinator,
@@ -172,6 +187,7 @@ pub const PATTERNS: &[Pattern] = &[
         stages: "*",
         troubles: "-",
         reason: "whoever becomes current was down",
+        is_rare: false,
     },
     Pattern {
         side: Side::Coordinator,
@@ -179,5 +195,78 @@ pub const PATTERNS: &[Pattern] = &[
         stages: "idle",
         troubles: "*",
         reason: "nothing is waited for",
+        is_rare: false,
+    },
+    Pattern {
+        side: Side::Secondary,
+        inputs: "*",
+        stages: "done",
+        troubles: "full",
+        reason: "when all is done the buffer is empty",
+        is_rare: false,
+    },
+    Pattern {
+        side: Side::Secondary,
+        inputs: "time-out",
+        stages: "running",
+        troubles: "-",
+        reason: "held writes are the trouble",
+        is_rare: false,
+    },
+    Pattern {
+        side: Side::Secondary,
+        inputs: "time-out",
+        stages: "running",
+        troubles: "broken",
+        reason: "where the view breaks nothing is held",
+        is_rare: false,
+    },
+    Pattern {
+        side: Side::Secondary,
+        inputs: "primary status",
+        stages: "*",
+        troubles: "dead",
+        reason: "a primary asks its own disk for holes, and no replica",
+        is_rare: false,
+    },
+    Pattern {
+        side: Side::Secondary,
+        inputs: "primary read|primary write|primary zeroes|primary trim|primary flush",
+        stages: "failover-failed",
+        troubles: "dead",
+        reason: "what a dead primary has sent has mostly arrived before a commit fails",
+        is_rare: true,
+    },
+    Pattern {
+        side: Side::Secondary,
+        inputs: "buffer failed",
+        stages: "done",
+        troubles: "*",
+        reason: "a flush of the buffer for the guest that is under way when the commit ends, and fails",
+        is_rare: true,
+    },
+    Pattern {
+        side: Side::Primary,
+        inputs: "missing",
+        stages: "done",
+        troubles: "*",
+        reason: "a volume that is stopped between a prepare and its refusal",
+        is_rare: true,
+    },
+    Pattern {
+        side: Side::Primary,
+        inputs: "missing",
+        stages: "running",
+        troubles: "slow",
+        reason: "another link stands still when a prepare is refused",
+        is_rare: true,
+    },
+    Pattern {
+        side: Side::Coordinator,
+        inputs: "epoch|prepared|prepare refused",
+        stages: "commit",
+        troubles: "*",
+        reason: "a late answer of one that was left out meanwhile",
+        is_rare: true,
     },
 ];

@@ -170,6 +170,9 @@ pub fn run_seeds(seeds: &(impl Fn(u64) -> Seed + Sync), count: u64, goes_on: boo
     let failures = failures.into_inner().expect("nobody panics with it");
     if let Some(first) = failures.first() {
         eprintln!("{} of {count} seeds failed", failures.len());
+        if goes_on {
+            eprintln!("the others: {}", whole.lock().expect("nobody panics with it"));
+        }
         first.replay();
     }
     whole.into_inner().expect("nobody panics with it")

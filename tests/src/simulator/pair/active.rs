@@ -69,6 +69,10 @@ pub(super) struct Active<'m> {
     pub(super) changes: Vec<(usize, ReplicaState)>,
     /// Flushes that were answered with success, by the step in which they were taken.
     pub(super) flushed: Vec<u64>,
+    /// Reads that failed, by the step in which they were taken.
+    pub(super) failed_reads: Vec<u64>,
+    /// Since when it forwards.
+    pub(super) running_since: u64,
     /// Requests of the guest that failed.
     pub(super) failures: u64,
     /// Writes and zeroes that were answered with success.
@@ -99,6 +103,8 @@ impl<'m> Active<'m> {
             answers: Vec::new(),
             changes: Vec::new(),
             flushed: Vec::new(),
+            failed_reads: Vec::new(),
+            running_since: 0,
             failures: 0,
             acknowledged: 0,
         }
@@ -196,6 +202,9 @@ impl<'m> Active<'m> {
         let is_gone = self.clients.find(flying.connection).is_none();
         assert!(is_gone || !self.disk().injected.is_empty(), "{errno:?} disturbs the guest: {flying:?}");
         self.failures += 1;
+        if matches!(flying.request.op, Op::Read(_)) && !is_gone {
+            self.failed_reads.push(flying.taken_at);
+        }
         if flying.is_modification() {
             self.model.may_have_written(flying.range(), &flying.new);
         }

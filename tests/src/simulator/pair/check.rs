@@ -106,6 +106,21 @@ impl World<'_> {
         }
     }
 
+    /// A guest's read fails only if no replica that is reachable and misses nothing could answer it.
+    pub(super) fn check_failed_read(&self, volume: usize, taken_at: u64) {
+        let this = &self.volumes[volume];
+        if !this.active.is_running() || this.active.running_since >= taken_at {
+            return;
+        }
+        for (replica, standby) in this.standbys.iter().enumerate() {
+            let status = this.active.machine().replica(replica as u8).expect("there is such a place");
+            let is_fit = status.is_attached && status.is_connected && !status.is_behind;
+            let was_there = this.ways[replica].up_since < taken_at && !this.ways[replica].is_cut;
+            let may_fail = !standby.device().injected.is_empty();
+            assert!(!is_fit || !was_there || may_fail, "a read fails although a twin could answer it");
+        }
+    }
+
     /// While the barrier is up, a checkpoint holds everything that was answered. Once the link is cut the primary answers
     /// without the replica, while a commit may be on its way: that checkpoint is the moment before.
     pub(super) fn check_commit(&self, place: Place) {

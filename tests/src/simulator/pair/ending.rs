@@ -114,6 +114,10 @@ impl World<'_> {
         self.kill_primary();
         for place in self.places() {
             self.wait_a_little();
+            if self.rng.u8(..4) == 0 {
+                self.manager_of_dead_primary();
+                self.wait_a_little();
+            }
             let stop = |failover, force| secondary::Command::Stop { failover, force };
             match self.standby(place).machine().stage() {
                 Stage::None => assert!(self.manage(place, stop(true, false)).is_err()),
@@ -150,7 +154,8 @@ impl World<'_> {
             4 => secondary::Command::Commit { epoch, claim },
             _ => return self.secondary_guests_change(),
         };
-        if self.standby(place).machine().stage() != Stage::Running {
+        let is_stop = matches!(wanted, secondary::Command::Stop { .. });
+        if !is_stop || self.standby(place).machine().stage() != Stage::Running {
             self.ask_secondary_to(place, wanted);
         }
     }
@@ -161,6 +166,14 @@ impl World<'_> {
         }
         self.run_until_idle();
         for place in self.places() {
+            if self.standby(place).machine().stage() == Stage::FailoverFailed {
+                for _ in 0..self.rng.u32(..40) {
+                    self.ask_secondary();
+                    self.manager_of_dead_primary();
+                    self.advance(false);
+                }
+                self.run_until_idle();
+            }
             if self.standby(place).machine().stage() == Stage::FailoverFailed {
                 let stop = secondary::Command::Stop { failover: true, force: false };
                 self.manage(place, stop).expect("it can be tried again");

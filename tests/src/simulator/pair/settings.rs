@@ -153,7 +153,7 @@ impl Settings {
             timeout: Micros(pick(rng, &[2_000, 20_000, 200_000])),
             control_every: pick(rng, &[1, 1, 20, 50]),
             steps: rng.u64(100..350),
-            cuts: rate(rng, &[0, 3, 15]),
+            cuts: rate(rng, &[0, 3, 15, 40]),
             losses: rate(rng, &[0, 0, 10, 40]),
             managers: rate(rng, &[0, 5, 20]),
             takeovers_percent: pick(rng, takeovers),

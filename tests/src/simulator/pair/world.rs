@@ -195,6 +195,7 @@ impl<'m> World<'m> {
         self.trace(|_| format!("primary {volume}: {wanted:?} {command:?}"));
         if command.is_ok() {
             match wanted {
+                Command::Start { .. } => self.volumes[volume].active.running_since = self.step,
                 Command::Attach { replica, .. } => {
                     self.control.add(Place { volume, replica: replica.into() });
                 }
@@ -396,6 +397,9 @@ impl<'m> World<'m> {
         for volume in 0..self.volumes.len() {
             for taken_at in std::mem::take(&mut self.volumes[volume].active.flushed) {
                 self.check_flush(volume, taken_at);
+            }
+            for taken_at in std::mem::take(&mut self.volumes[volume].active.failed_reads) {
+                self.check_failed_read(volume, taken_at);
             }
         }
     }

@@ -4,6 +4,7 @@ use twinblock_core::secondary::{Command, Input, Port};
 use twinblock_core::{CommandId, Identity, Refused, Stage};
 
 use super::super::pair::name_of_command as name_of;
+use super::super::settings::pick;
 use super::World;
 
 /// An operation that was taken and not answered.
@@ -28,7 +29,12 @@ impl World<'_> {
     /// Some operation, right or wrong.
     pub(super) fn any_command(&mut self) {
         // Who has prepared often goes on with it.
-        let roll = if self.model.prepared.is_some() { self.rng.u8(50..100) } else { self.rng.u8(..100) };
+        let is_over = !matches!(self.model.stage, Stage::None | Stage::Running);
+        let roll = match self.model.prepared {
+            Some(_) => self.rng.u8(50..100),
+            None if is_over => pick(&mut self.rng, &[30, 34, 60, 78, 94]),
+            None => self.rng.u8(..100),
+        };
         let rare = self.rng.u8(..12) == 0;
         let (force, failover) = (self.rng.u8(..3) == 0, self.rng.bool());
         let is_started = self.model.stage != Stage::None;

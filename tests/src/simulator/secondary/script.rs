@@ -184,6 +184,20 @@ impl World<'_> {
         (0..self.clients.len()).any(|client| self.offer(client))
     }
 
+    /// What goes on while the commit does, or after it has failed.
+    fn go_on(&mut self) {
+        for _ in 0..self.rng.u8(..40) {
+            self.any_client();
+            self.devices();
+            match self.rng.u8(..24) {
+                0..=3 => self.any_command(),
+                4..=5 => self.open(),
+                6 => self.part(),
+                _ => {}
+            }
+        }
+    }
+
     /// The secondary takes over, one way or the other.
     fn end(&mut self) {
         let failover = self.rng.u8(..4) != 0;
@@ -199,21 +213,16 @@ impl World<'_> {
             if self.model.stage == Stage::Running && !(failover && self.model.is_broken) {
                 self.command(Command::Stop { failover, force: true });
             }
-            for _ in 0..self.rng.u8(..40) {
-                self.any_client();
-                self.devices();
-            }
+            self.go_on();
         }
         for _ in 0..4 {
             self.rest();
             if self.model.stage != Stage::FailoverFailed {
                 break;
             }
+            self.go_on();
             self.command(Command::Stop { failover: true, force: false });
-            for _ in 0..self.rng.u8(..40) {
-                self.any_client();
-                self.devices();
-            }
+            self.go_on();
         }
         let devices = self.driver.devices_mut();
         devices.disk.faults = Faults::NONE;
