@@ -190,7 +190,7 @@ impl World<'_> {
             self.any_client();
             self.devices();
             match self.rng.u8(..24) {
-                0..=3 => self.any_command(),
+                0..=3 if self.model.stage != Stage::Running => self.any_command(),
                 4..=5 => self.open(),
                 6 => self.part(),
                 _ => {}
