@@ -10,6 +10,7 @@ mod demo;
 mod failure;
 mod logging;
 mod spec;
+mod text;
 mod units;
 
 use std::process::ExitCode;
@@ -33,7 +34,8 @@ fn main() -> ExitCode {
 }
 
 fn report(failure: &Failure) -> ExitCode {
-    anstream::eprintln!("twinblock: {failure}");
+    // One line, whatever the names in it are made of.
+    anstream::eprintln!("twinblock: {}", text::one_line(&failure.to_string(), usize::MAX));
     ExitCode::from(failure.exit_code())
 }
 

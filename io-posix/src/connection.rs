@@ -3,13 +3,13 @@
 //!
 //! ```text
 //!   Free ──open──▶ Open ──DISC, violation──▶ Closing ──all sent──▶ Draining ──last piece replied──▶ Free
-//!                   └──────────lost, kicked, late──────────────────▶┘
+//!                   └──────────lost, kicked, late──────────────────▶┘     Open ──given up in the handshake──▶ Free
 //! ```
 //!
 //! Slots are made at start and used again, so that a new connection allocates nothing.
 //!
 //! # Invariants
-//! * K1: for each connection opened, [`ServerEvent::Closed`] is told once.
+//! * K1: for each connection opened, [`ServerEvent::Closed`] is told once, unless it was given up in its handshake.
 //! * K2: a piece that the machine refused is offered again before anything that came after it.
 //! * K3: at most one buffer of bytes is read ahead of what the session can take.
 
@@ -37,7 +37,7 @@ const DIRECT_BYTES: u32 = 16 << 10;
 const OPTION_BYTES: usize = if OPTION_BYTES_MIN > 8 << 10 { OPTION_BYTES_MIN } else { 8 << 10 };
 /// Bytes of the longest header of a reply, and a little.
 const REPLY_BYTES: usize = 32;
-/// From accepting to the end of the handshake, and from the end of a session until its last replies are sent.
+/// From the end of a session until its last replies are sent.
 const PATIENCE: Micros = Micros::from_ms(10_000);
 
 /// How much one connection may have in flight.
@@ -48,12 +48,14 @@ pub struct ConnectionSizes {
     pub requests: u16,
     /// Pieces with the machine or waiting to be sent. Each takes about 100 bytes.
     pub pieces: u16,
+    /// From accepting to the end of the handshake; a client that takes longer is dropped.
+    pub handshake_max: Micros,
 }
 
 impl Default for ConnectionSizes {
-    /// 64 requests, 96 pieces; with the buffers about 96 KiB a connection.
+    /// 64 requests, 96 pieces, 10 s; with the buffers about 96 KiB a connection.
     fn default() -> Self {
-        Self { requests: 64, pieces: 96 }
+        Self { requests: 64, pieces: 96, handshake_max: Micros::from_ms(10_000) }
     }
 }
 
@@ -70,8 +72,8 @@ enum State {
     Free,
     Open {
         wire: Wire,
-        /// The handshake must be over by then.
-        deadline: Micros,
+        /// When it was accepted.
+        since: Micros,
     },
     /// The session is over and has said so; its last replies are being sent.
     Closing {
@@ -102,6 +104,7 @@ pub struct Connection {
     end: usize,
     kept: Option<Request>,
     token: u32,
+    handshake_max: Micros,
 }
 
 impl Connection {
@@ -128,6 +131,7 @@ impl Connection {
             end: 0,
             kept: None,
             token,
+            handshake_max: sizes.handshake_max,
         })
     }
 
@@ -143,7 +147,7 @@ impl Connection {
         self.session.reset().map_err(|_| io::Error::from(io::ErrorKind::ResourceBusy))?;
         (self.start, self.end) = (0, 0);
         let wire = Wire { stream, registration: None, is_readable: true, is_writable: true };
-        self.state = State::Open { wire, deadline: now.after(PATIENCE) };
+        self.state = State::Open { wire, since: now };
         Ok(())
     }
 
@@ -257,12 +261,44 @@ impl Connection {
         self.lose(pool);
     }
 
+    /// Since when the client has been owing the rest of its handshake; `None` if it owes nothing.
+    #[must_use]
+    pub const fn handshake_since(&self) -> Option<Micros> {
+        match &self.state {
+            State::Open { since, .. } if self.session.is_handshake() => Some(*since),
+            _ => None,
+        }
+    }
+
+    /// Whether the client has not even answered the greeting.
+    #[must_use]
+    pub const fn is_silent(&self) -> bool {
+        matches!(self.state, State::Open { .. }) && self.session.is_greeting()
+    }
+
+    /// Drops a client that has not finished its handshake; the slot is free at once. Of such a client nobody has heard,
+    /// so no event tells its end. Any other is left alone.
+    pub fn give_up_handshake(&mut self, pool: &mut HostPool, poller: &mut Poller) {
+        if self.handshake_since().is_none() {
+            return;
+        }
+        self.lose(pool);
+        if let State::Lost { wire, .. } = &mut self.state
+            && let Some(registration) = wire.registration.take()
+        {
+            poller.deregister(registration);
+        }
+        self.state = State::Free;
+    }
+
     /// Sends what there is to send, and does what is due. At the end of each turn of the loop. Whether that may
     /// have freed slots and buffers, of this connection or of others, or has ended the connection.
     pub fn finish(&mut self, now: Micros, pool: &mut HostPool, poller: &mut Poller) -> bool {
         let mut has_changed = self.send(pool);
         let is_late = match &mut self.state {
-            State::Open { deadline, .. } => self.session.is_handshake() && *deadline <= now,
+            State::Open { since, .. } => {
+                self.session.is_handshake() && since.after(self.handshake_max) <= now
+            }
             State::Closing { deadline, .. } => {
                 !self.session.has_output() || *deadline.get_or_insert(now.after(PATIENCE)) <= now
             }
@@ -294,7 +330,7 @@ impl Connection {
     #[must_use]
     pub const fn next_deadline(&self) -> Option<Micros> {
         match &self.state {
-            State::Open { deadline, .. } if self.session.is_handshake() => Some(*deadline),
+            State::Open { since, .. } if self.session.is_handshake() => Some(since.after(self.handshake_max)),
             State::Closing { deadline, .. } => *deadline,
             _ => None,
         }

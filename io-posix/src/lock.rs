@@ -82,6 +82,12 @@ impl fmt::Display for InUse {
             }
         }
         let lock = if self.other_writes { "write lock" } else { "it reads and must not see changes" };
+        if self.holders.iter().any(|(_, pid)| *pid == std::process::id()) {
+            return write!(
+                to,
+                " ({lock}): this process itself, as another disk or buffer; give each its own"
+            );
+        }
         write!(to, " ({lock}); stop that first, or use another image")
     }
 }

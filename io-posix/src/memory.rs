@@ -4,6 +4,11 @@
 //! the machines' own use. All lie in one mapping, page-aligned so that `O_DIRECT` works, at addresses that stay put;
 //! pages that were never used cost nothing. Helper threads get leases of parts of it (see the private module `raw`);
 //! what is lent cannot be reached through the pool until it has come back.
+//!
+//! Connections share the pool by holding it to account ([`HostPool::act_for`]). Each has one buffer of either size for
+//! itself; beyond that nobody takes another one unless more are free than it holds already. One alone gets half of them,
+//! two get a third each, and however long they keep theirs, everybody else goes on: a client that reads no replies stops
+//! itself. Besides, some are kept for holders that must not wait for others ([`HostPool::keep`]).
 
 mod idle;
 
@@ -77,8 +82,64 @@ pub struct HostPool {
     states: Box<[State]>,
     /// Large buffers below this index are reserved.
     reserved_end: u16,
-    /// How many small and large buffers are not to be acquired at present.
-    kept_free: (usize, usize),
+    /// Who has each buffer that is taken on account.
+    owners: Box<[Option<Owner>]>,
+    accounts: Vec<Account>,
+    acting: Option<Holder>,
+    /// What one holder with a guarantee may take of the buffers that are kept.
+    guarantee: Counts,
+    /// Of what is not for everybody, the buffers that are free: those of single accounts, those with a guarantee.
+    own: Counts,
+    kept: Counts,
+}
+
+/// A number of small and one of large buffers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Small ones.
+    pub small: usize,
+    /// Large ones.
+    pub large: usize,
+}
+
+impl Counts {
+    const fn of(&mut self, large: bool) -> &mut usize {
+        if large { &mut self.large } else { &mut self.small }
+    }
+}
+
+/// On whose account buffers are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Number of the account, from 0 on.
+    pub account: u16,
+    /// It may take of the buffers that are kept.
+    pub is_guaranteed: bool,
+}
+
+/// By which right a buffer is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Right {
+    /// The one that each account has for itself.
+    Own,
+    /// One of those that are kept.
+    Kept,
+    /// One of those that all share.
+    Shared,
+}
+
+/// What one holder has, by right.
+#[derive(Clone, Copy, Debug, Default)]
+struct Account {
+    own: Counts,
+    kept: Counts,
+    shared: Counts,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Owner {
+    account: u16,
+    right: Right,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,7 +193,12 @@ impl HostPool {
             large: Class::new(small_count..end, large_bytes),
             states: vec![State::Free; usize::from(end)].into_boxed_slice(),
             reserved_end: small_count,
-            kept_free: (0, 0),
+            owners: vec![None; usize::from(end)].into_boxed_slice(),
+            accounts: Vec::new(),
+            acting: None,
+            guarantee: Counts::default(),
+            own: Counts::default(),
+            kept: Counts::default(),
         })
     }
 
@@ -151,10 +217,20 @@ impl HostPool {
         Some(start..end)
     }
 
-    /// From now on [`Pool::acquire`] leaves so many small and large buffers free: for those who must not wait for whoever
-    /// acquires now.
-    pub const fn keep_free(&mut self, small: usize, large: usize) {
-        self.kept_free = (small, large);
+    /// Keeps one buffer of either size for each account below `accounts`, and `count` times `guarantee` for holders with
+    /// a guarantee, each of which may have `guarantee` of them. At start, before anything is acquired.
+    pub fn keep(&mut self, accounts: u16, count: usize, guarantee: Counts) {
+        let each = usize::from(accounts);
+        self.accounts = vec![Account::default(); each];
+        self.own = Counts { small: each, large: each };
+        self.guarantee = guarantee;
+        self.kept = Counts { small: count * guarantee.small, large: count * guarantee.large };
+    }
+
+    /// From now on [`Pool::acquire`] takes on this holder's account, which must be below what [`Self::keep`] was told; for
+    /// `None`, on nobody's and whatever is free.
+    pub const fn act_for(&mut self, holder: Option<Holder>) {
+        self.acting = holder;
     }
 
     /// Length of a large buffer in bytes: the longest request that [`Pool::acquire`] can serve.
@@ -193,23 +269,75 @@ impl HostPool {
     }
 
     fn take(&mut self, large: bool) -> Option<BufferIndex> {
-        let (class, kept_free) =
-            if large { (&mut self.large, self.kept_free.1) } else { (&mut self.small, self.kept_free.0) };
-        if class.free.len() <= kept_free {
-            return None;
-        }
+        let free = if large { self.large.free.len() } else { self.small.free.len() };
+        let owner = match self.acting {
+            None => None,
+            Some(holder) => Some(self.charge(holder, large, free)?),
+        };
+        let class = if large { &mut self.large } else { &mut self.small };
         let index = class.pop()?;
-        if let Some(state) = self.states.get_mut(usize::from(index)) {
+        if let (Some(state), Some(place)) =
+            (self.states.get_mut(usize::from(index)), self.owners.get_mut(usize::from(index)))
+        {
             *state = State::Taken;
+            *place = owner;
         }
         Some(BufferIndex(index))
     }
 
+    /// Puts one buffer on a holder's account, if it may have one more.
+    fn charge(&mut self, holder: Holder, large: bool, free: usize) -> Option<Owner> {
+        let Holder { account, is_guaranteed } = holder;
+        let held = self.accounts.get_mut(usize::from(account))?;
+        let (own, kept) = (self.own.of(large), self.kept.of(large));
+        let open = free.saturating_sub(*own + *kept);
+        let right = if *held.own.of(large) == 0 && *own != 0 {
+            *own -= 1;
+            Right::Own
+        } else if is_guaranteed && *held.kept.of(large) < *self.guarantee.of(large) && *kept != 0 {
+            *kept -= 1;
+            Right::Kept
+        } else if *held.shared.of(large) < open {
+            Right::Shared
+        } else {
+            return None;
+        };
+        *held.by(right).of(large) += 1;
+        Some(Owner { account, right })
+    }
+
+    /// Takes a buffer that has come back off its holder's account.
+    fn settle(&mut self, Owner { account, right }: Owner, large: bool) {
+        let Some(held) = self.accounts.get_mut(usize::from(account)) else { return };
+        let count = held.by(right).of(large);
+        *count = count.saturating_sub(1);
+        match right {
+            Right::Own => *self.own.of(large) += 1,
+            Right::Kept => *self.kept.of(large) += 1,
+            Right::Shared => {}
+        }
+    }
+
     fn put(&mut self, index: u16) {
-        if let Some(state) = self.states.get_mut(usize::from(index)) {
+        let large = index >= self.small.count;
+        let place = usize::from(index);
+        if let Some(owner) = self.owners.get_mut(place).and_then(Option::take) {
+            self.settle(owner, large);
+        }
+        if let Some(state) = self.states.get_mut(place) {
             *state = State::Free;
-            let class = if index < self.small.count { &mut self.small } else { &mut self.large };
+            let class = if large { &mut self.large } else { &mut self.small };
             class.free.push(index);
+        }
+    }
+}
+
+impl Account {
+    const fn by(&mut self, right: Right) -> &mut Counts {
+        match right {
+            Right::Own => &mut self.own,
+            Right::Kept => &mut self.kept,
+            Right::Shared => &mut self.shared,
         }
     }
 }

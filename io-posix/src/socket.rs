@@ -19,7 +19,7 @@ use crate::address::Address;
 use crate::errno::io_error;
 
 /// How many connections may wait to be accepted.
-const BACKLOG: i32 = 128;
+const BACKLOG: i32 = 1024;
 /// How many unanswered keep-alive probes end a connection.
 const PROBES: u32 = 3;
 const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
@@ -80,8 +80,10 @@ impl Listener {
     /// # Errors
     /// The address is in use, cannot be resolved, or the system refuses; the text names the address.
     pub fn bind(address: &Address, options: ListenOptions) -> io::Result<Self> {
-        let named =
-            |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"));
+        let named = |error: io::Error| {
+            let remedy = remedy(&error);
+            io::Error::new(error.kind(), format!("cannot listen on {address}: {error}{remedy}"))
+        };
         match address {
             Address::Unix(path) => bind_unix(path, options),
             Address::Tcp { .. } => bind_tcp(address, options),
@@ -113,6 +115,19 @@ impl Listener {
     #[must_use]
     pub const fn address(&self) -> &Address {
         &self.address
+    }
+}
+
+/// What to do, where the system's text leaves that open.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::ADDRINUSE) => "; another process listens there: stop it or use another address",
+        Some(Errno::ADDRNOTAVAIL) => "; use an address of this machine",
+        Some(Errno::NOENT | Errno::NOTDIR) => "; make the folder first, or correct the path",
+        Some(Errno::ACCESS | Errno::PERM | Errno::ROFS) => {
+            "; choose a place where this user may make a socket"
+        }
+        _ => "",
     }
 }
 

@@ -26,12 +26,16 @@ struct Common {
     /// Which back end does the I/O.
     #[arg(long, value_enum, default_value_t)]
     backend: Backend,
-    /// Most NBD connections at a time; further clients wait until one has gone.
+    /// Most NBD connections at a time. A further client takes the place of one that owes its handshake, or waits until
+    /// one has gone. Where there are several addresses, a few places stay for each.
     #[arg(long, value_name = "COUNT", default_value_t = 32)]
     max_connections: u16,
     /// A peer that has been silent this long is taken for dead.
     #[arg(long, value_name = "SPAN", default_value = "10s")]
     peer_timeout: Span,
+    /// An NBD client that has not finished its handshake by then is dropped.
+    #[arg(long, value_name = "SPAN", default_value = "10s")]
+    handshake_timeout: Span,
     /// Start replication at once.
     #[arg(long)]
     start: bool,
@@ -184,6 +188,7 @@ impl Common {
             backend: self.backend,
             connections_max: self.max_connections,
             peer_timeout: self.peer_timeout,
+            handshake_timeout: self.handshake_timeout,
             replica_timeout: Span::from_ms(10_000),
             checkpoint_timeout: Span::from_ms(2_000),
             checkpoint_every: None,

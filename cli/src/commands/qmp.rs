@@ -65,6 +65,9 @@ impl Qmp {
             Failure::Refused(text) => Failure::Unreachable(text),
             other => other,
         })?;
+        if let Some(error) = greeting.error {
+            return Err(Failure::Unreachable(format!("the daemon at {address} refuses: {}", error.desc)));
+        }
         if greeting.greeting.is_none() {
             return Err(Failure::Unreachable(format!("what answers at {address} does not speak QMP")));
         }

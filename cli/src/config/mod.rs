@@ -5,6 +5,8 @@
 mod tests;
 
 use std::fmt::Display;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 use std::str::FromStr;
 
@@ -16,6 +18,9 @@ use crate::spec::{
     VolumeSpec, WhenFull,
 };
 use crate::units::{Size, Span};
+
+/// The longest file that is read: thousands of volumes.
+const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// A file with every key.
 pub(crate) const EXAMPLE: &str = include_str!("example.toml");
@@ -39,7 +44,7 @@ where
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct File {
+struct Described {
     #[serde(deserialize_with = "text")]
     control: Address,
     #[serde(default)]
@@ -50,6 +55,8 @@ struct File {
     max_connections: u16,
     #[serde(default = "ten_seconds")]
     peer_timeout: Span,
+    #[serde(default = "ten_seconds")]
+    handshake_timeout: Span,
     #[serde(default = "ten_seconds")]
     replica_timeout: Span,
     #[serde(default = "checkpoint_timeout")]
@@ -143,14 +150,27 @@ const fn dirty_granule() -> Size {
 /// # Errors
 /// [`Failure::Usage`]: it cannot be read, or is wrong; with file and line.
 pub(crate) fn load(path: &Path) -> Result<DaemonSpec, Failure> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Failure::Usage(format!("cannot read {}: {error}", path.display())))?;
+    let text = read(path).map_err(|error| {
+        let path = path.display();
+        Failure::Usage(format!(
+            "cannot read {path}: {error}; `twinblock daemon --help` shows what such a file holds"
+        ))
+    })?;
     parse(&text, &path.display().to_string()).map_err(Failure::Usage)
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(io::Error::other("it is larger than 1 MiB"));
+    }
+    String::from_utf8(bytes).map_err(|_| io::Error::other("it is no text"))
 }
 
 /// Reads a file's text; `origin` is what refusals call it.
 fn parse(text: &str, origin: &str) -> Result<DaemonSpec, String> {
-    let file: File = toml::from_str(text).map_err(|error| {
+    let file: Described = toml::from_str(text).map_err(|error| {
         let message = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
         match error.span() {
             Some(span) => format!("{origin}:{}: {message}", line_at(text, span.start)),
@@ -166,7 +186,7 @@ fn line_at(text: &str, at: usize) -> usize {
     text.bytes().take(at).filter(|byte| *byte == b'\n').count() + 1
 }
 
-impl File {
+impl Described {
     fn into_spec(self) -> DaemonSpec {
         let secondaries =
             self.secondary.into_iter().map(|secondary| VolumeSpec::Secondary(secondary.into_spec()));
@@ -177,6 +197,7 @@ impl File {
             backend: self.backend,
             connections_max: self.max_connections,
             peer_timeout: self.peer_timeout,
+            handshake_timeout: self.handshake_timeout,
             replica_timeout: self.replica_timeout,
             checkpoint_timeout: self.checkpoint_timeout,
             checkpoint_every: self.checkpoint_every,

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use tracing::subscriber::NoSubscriber;
 use twinblock_core::block::{BlockDevice, Capabilities, Geometry};
 use twinblock_core::buffer::index::Index;
 use twinblock_core::control::Histogram;
@@ -56,6 +57,15 @@ fn leak<T: Clone>(value: T, count: usize) -> &'static mut [T] {
     Box::leak(vec![value; count].into_boxed_slice())
 }
 
+/// Whether the system would give that much memory; it is given back at once. Sizes that come from a disk or a flag are
+/// asked for like this first: memory that is refused in earnest ends the process.
+fn check_memory(what: &str, bytes: u128) -> Result<(), Failure> {
+    let too_much =
+        || refused(what, format!("needs {bytes} bytes of memory, more than there are; make it smaller"));
+    let count = usize::try_from(bytes).map_err(|_| too_much())?;
+    Vec::<u8>::new().try_reserve_exact(count).map_err(|_| too_much())
+}
+
 fn refused(what: &str, error: impl std::fmt::Display) -> Failure {
     Failure::Refused(format!("{what}: {error}"))
 }
@@ -80,8 +90,11 @@ impl Workshop<'_> {
                 let what = uri.to_string();
                 let mut disk = self.new_nbd_disk(volume, None).map_err(|error| refused(&what, error))?;
                 disk.open(uri, NbdOptions::disk(), Micros(0)).map_err(|error| refused(&what, error))?;
-                disk.wait_connected(Micros(0), NBD_START_MAX, self.pool)
-                    .map_err(|error| Failure::Refused(error.to_string()))?;
+                // What goes wrong is told once, by the refusal.
+                tracing::subscriber::with_default(NoSubscriber::default(), || {
+                    disk.wait_connected(Micros(0), NBD_START_MAX, self.pool)
+                })
+                .map_err(|error| Failure::Refused(error.to_string()))?;
                 while disk.poll_event().is_some() {}
                 Ok(AnyDisk::Nbd(Box::new(disk)))
             }
@@ -99,6 +112,11 @@ impl Workshop<'_> {
         let geometry = disk.geometry();
         let granule = spec.dirty_granule.0 as u32;
         let words = Primary::bitmap_words(geometry.size_bytes, granule);
+        let what = format!(
+            "volume '{}', disk {}: the record of what replicas miss of {} bytes",
+            spec.export, spec.disk, geometry.size_bytes
+        );
+        check_memory(&what, size_of::<u64>() as u128 * words as u128)?;
         let config = primary::Config {
             window_bytes: WINDOW_BYTES,
             dirty_granule_bytes: granule,
@@ -112,8 +130,9 @@ impl Workshop<'_> {
             lost: leak(0, words),
             replicas: Box::leak(replicas.into_boxed_slice()),
         };
-        let machine = Primary::new(config, geometry, storage)
-            .map_err(|error| refused(&format!("volume '{}'", spec.export), primary_text(error)))?;
+        let machine = Primary::new(config, geometry, storage).map_err(|error| {
+            refused(&format!("volume '{}', disk {}", spec.export, spec.disk), primary_text(error))
+        })?;
         let mut links = Vec::with_capacity(REPLICAS);
         for replica in 0..REPLICAS {
             let disk = self.new_nbd_disk(volume, Some(replica as u8));
@@ -135,9 +154,20 @@ impl Workshop<'_> {
     fn make_secondary(&mut self, volume: usize, spec: &SecondarySpec) -> Result<Volume, Failure> {
         let disk = self.open_disk(volume, &spec.disk, spec.direct)?;
         let name = format!("volume '{}'", spec.export);
+        let slots = (spec.buffer_size.0 / spec.granule.0) as usize;
+        let nodes = index_nodes(Index::nodes_for(slots.saturating_add(SPARE_RUNS))).map_err(|error| {
+            let (size, granule) = (spec.buffer_size, spec.granule);
+            let what =
+                format!("{name}: no memory for the index of a buffer of {size} in granules of {granule}");
+            refused(&what, format!("{error}; make the buffer smaller or the granule larger"))
+        })?;
         let buffer = match &spec.buffer {
             BufferPlace::Memory => {
-                let ram = Ram::new(spec.buffer_size.0).map_err(|error| refused(&name, error))?;
+                let ram = Ram::new(spec.buffer_size.0).map_err(|error| {
+                    let size = spec.buffer_size;
+                    let what = format!("{name}: cannot take memory for a buffer of {size}");
+                    refused(&what, format!("{error}; make it smaller, or give it a file"))
+                })?;
                 AnyBuffer::Memory(Box::new(ram))
             }
             BufferPlace::Path(path) => {
@@ -161,16 +191,14 @@ impl Workshop<'_> {
             scratch_first: BufferIndex(scratch.start),
             scratch_count: SCRATCH as u8,
         };
-        let slots = (spec.buffer_size.0 / spec.granule.0) as usize;
         let storage = secondary::Storage {
             table: leak(Slot::FREE, usize::from(DISK_QUEUE)),
-            nodes: index_nodes(Index::nodes_for(slots + SPARE_RUNS))
-                .map_err(|error| refused(&name, error))?,
+            nodes,
             connections: leak(Connection::FREE, usize::from(self.spec.connections_max) + 1),
         };
         let geometry = disk.geometry();
         let machine = Secondary::new(config, geometry, buffer.geometry(), storage)
-            .map_err(|error| refused(&name, secondary_text(error)))?;
+            .map_err(|error| refused(&format!("{name}, disk {}", spec.disk), secondary_text(error)))?;
         let geometry = Geometry { block_bytes: machine.block_bytes(), ..geometry };
         self.serve(volume, &spec.listen, &spec.export, Port::Replication, &geometry, false);
         self.serve(volume, &spec.guest, spec.guest_export(), Port::Guest, &geometry, spec.guest_read_only);

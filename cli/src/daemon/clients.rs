@@ -6,20 +6,24 @@ use twinblock_core::nbd::wire::TransmissionFlags;
 use twinblock_core::secondary::Port;
 use twinblock_core::{ConnectionId, Errno, Identity, Micros, Refused, Reply, Request};
 use twinblock_io_posix::connection::{Connection, ConnectionSizes};
-use twinblock_io_posix::memory::HostPool;
+use twinblock_io_posix::memory::{Holder, HostPool};
 use twinblock_io_posix::poller::{Interest, Poller, Ready, Registration};
 use twinblock_io_posix::socket::{Listener, Stream};
 
+use super::admission::{self, Standing, Verdict};
+use super::throttle::Throttle;
 use super::token::{Kind, token};
 use super::volume::Volume;
 
 /// A primary's connection takes all that the primary can have in flight; each of its requests is one piece.
-const SIZES: ConnectionSizes = ConnectionSizes {
-    requests: super::build::REPLICATION_REQUESTS,
-    pieces: super::build::REPLICATION_REQUESTS + 32,
-};
+const REQUESTS: u16 = super::build::REPLICATION_REQUESTS;
+const PIECES: u16 = super::build::REPLICATION_REQUESTS + 32;
 /// Events of one client before others have their turn.
 const EVENTS_MAX: usize = 256;
+/// Connections that are taken from one listener before others have their turn.
+const ACCEPTS_MAX: usize = 32;
+/// How long nothing is accepted after the system has refused to.
+const PAUSE: Micros = Micros::from_ms(250);
 
 /// An export: which volume, and which side of it.
 #[derive(Clone, Debug)]
@@ -62,6 +66,17 @@ pub(super) struct Listening {
     listener: Listener,
     exports: Exported,
     registration: Registration,
+    rest: Rest,
+}
+
+/// Whether a listener is listened to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rest {
+    No,
+    /// Nothing is accepted before then.
+    Until(Micros),
+    /// Nothing is accepted before then, or before there is a place.
+    UntilPlace(Option<Micros>),
 }
 
 /// A place for a connection, and what it is used for.
@@ -71,8 +86,6 @@ struct Client {
     listening: usize,
     /// The volume and the name there, once an export was chosen.
     chosen: Option<(usize, ConnectionId)>,
-    /// A primary: it need not leave buffers to others.
-    is_primary: bool,
 }
 
 /// All NBD clients of a daemon.
@@ -81,26 +94,31 @@ pub(super) struct Clients {
     listenings: Vec<Listening>,
     places: Vec<Client>,
     places_max: usize,
+    /// Whose turn is first in the next round.
+    first: usize,
     window_bytes: u32,
-    /// Small and large buffers that guests leave to primaries.
-    kept_free: (u16, u16),
+    handshake_max: Micros,
     next_connection: u32,
-    /// There was no place for the last that came.
-    is_crowded: bool,
     is_ending: bool,
+    told_full: Throttle,
+    told_replaced: Throttle,
+    told_failed: Throttle,
 }
 
 impl Clients {
-    pub(super) const fn new(places_max: u16, window_bytes: u32, kept_free: (u16, u16)) -> Self {
+    pub(super) fn new(places_max: usize, window_bytes: u32, handshake_max: Micros) -> Self {
         Self {
             listenings: Vec::new(),
             places: Vec::new(),
-            places_max: places_max as usize,
+            places_max,
+            first: 0,
             window_bytes,
-            kept_free,
+            handshake_max,
             next_connection: 0,
-            is_crowded: false,
             is_ending: false,
+            told_full: Throttle::default(),
+            told_replaced: Throttle::default(),
+            told_failed: Throttle::default(),
         }
     }
 
@@ -112,7 +130,7 @@ impl Clients {
     ) -> Result<(), String> {
         let token = token(Kind::Listener, self.listenings.len());
         let registration = poller.register(&listener, Interest::READ, token).ok_or("too many listeners")?;
-        self.listenings.push(Listening { listener, exports, registration });
+        self.listenings.push(Listening { listener, exports, registration, rest: Rest::No });
         Ok(())
     }
 
@@ -122,35 +140,90 @@ impl Clients {
         ConnectionId(self.next_connection)
     }
 
-    /// Takes connections while there are places; those that find none wait in the system's queue.
+    /// Takes connections while there are places or some can be made free; the others wait in the system's queue.
     pub(super) fn accept(&mut self, listening: usize, now: Micros, pool: &mut HostPool, poller: &mut Poller) {
-        while !self.is_ending {
-            let Some(place) = self.free_place() else {
-                warn!("every place for a connection is taken; new ones wait until one is free");
-                return self.listen_no_more(poller);
-            };
+        for _ in 0..ACCEPTS_MAX {
+            if self.is_ending {
+                return;
+            }
+            let verdict = self.verdict(listening, now);
+            if let Verdict::Wait(until) = verdict {
+                if until.is_none()
+                    && let Some(left_out) = self.told_full.pass(now)
+                {
+                    let (address, max) = (self.listenings[listening].listener.address(), self.places_max);
+                    warn!(%address, max, left_out, "all places for connections are taken; new clients wait until one has gone (--max-connections)");
+                }
+                return self.rest(listening, Rest::UntilPlace(until), poller);
+            }
             match self.listenings[listening].listener.accept() {
-                Ok(Some(stream)) => self.open(place, listening, stream, now, pool),
+                Ok(Some(stream)) => {
+                    if let Some(place) = self.place_for(verdict, now, pool, poller) {
+                        self.open(place, listening, stream, now, pool);
+                    }
+                }
                 Ok(None) => return,
                 Err(error) => {
-                    warn!("cannot accept a connection: {error}");
-                    return self.listen_no_more(poller);
+                    if let Some(left_out) = self.told_failed.pass(now) {
+                        warn!(left_out, "cannot accept connections for a while: {error}");
+                    }
+                    return self.rest(listening, Rest::Until(now.after(PAUSE)), poller);
                 }
             }
         }
     }
 
-    fn listen_no_more(&mut self, poller: &mut Poller) {
-        self.is_crowded = true;
-        for listening in &self.listenings {
-            poller.set_interest(listening.registration, Interest::NONE);
+    fn verdict(&self, listening: usize, now: Micros) -> Verdict {
+        let standings = self.places.iter().map(Client::standing);
+        admission::admit(listening, self.listenings.len(), self.places_max, &standings, now)
+    }
+
+    fn rest(&mut self, listening: usize, rest: Rest, poller: &mut Poller) {
+        let listening = &mut self.listenings[listening];
+        listening.rest = rest;
+        let interest = if rest == Rest::No { Interest::READ } else { Interest::NONE };
+        poller.set_interest(listening.registration, interest);
+    }
+
+    /// Listens again where the reason not to has gone.
+    fn end_rests(&mut self, now: Micros, poller: &mut Poller) {
+        for listening in 0..self.listenings.len() {
+            let is_over = match self.listenings[listening].rest {
+                Rest::No => false,
+                Rest::Until(at) => at <= now,
+                Rest::UntilPlace(at) => {
+                    at.is_some_and(|at| at <= now)
+                        || !matches!(self.verdict(listening, now), Verdict::Wait(_))
+                }
+            };
+            if is_over {
+                self.rest(listening, Rest::No, poller);
+            }
         }
     }
 
-    fn listen_again(&mut self, poller: &mut Poller) {
-        self.is_crowded = false;
-        for listening in &self.listenings {
-            poller.set_interest(listening.registration, Interest::READ);
+    fn place_for(
+        &mut self,
+        verdict: Verdict,
+        now: Micros,
+        pool: &mut HostPool,
+        poller: &mut Poller,
+    ) -> Option<usize> {
+        match verdict {
+            Verdict::Wait(_) => None,
+            Verdict::Welcome => self.free_place(),
+            Verdict::Replace(place) => {
+                if let Some(left_out) = self.told_replaced.pass(now) {
+                    let max = self.places_max;
+                    warn!(
+                        max,
+                        left_out,
+                        "a client that has not finished its handshake was dropped to make room for another"
+                    );
+                }
+                self.places[place].connection.give_up_handshake(pool, poller);
+                Some(place)
+            }
         }
     }
 
@@ -164,8 +237,9 @@ impl Clients {
         }
         // A place is made once and used for all later clients.
         let config = ServerConfig::new(self.window_bytes, index as u16);
-        let connection = Connection::new(config, SIZES, token(Kind::Client, index)).ok()?;
-        self.places.push(Client { connection, listening: 0, chosen: None, is_primary: false });
+        let sizes = ConnectionSizes { requests: REQUESTS, pieces: PIECES, handshake_max: self.handshake_max };
+        let connection = Connection::new(config, sizes, token(Kind::Client, index)).ok()?;
+        self.places.push(Client { connection, listening: 0, chosen: None });
         Some(index)
     }
 
@@ -173,7 +247,6 @@ impl Clients {
         let client = &mut self.places[place];
         client.listening = listening;
         client.chosen = None;
-        client.is_primary = false;
         if let Err(error) = client.connection.open(stream, now, pool) {
             warn!("a connection was turned away: {error}");
         }
@@ -195,9 +268,12 @@ impl Clients {
     /// Lets every client that may have something do what it can. Whether a machine was told anything.
     pub(super) fn serve(&mut self, now: Micros, volumes: &mut [Volume], pool: &mut HostPool) -> bool {
         let mut has_told = false;
-        for place in 0..self.places.len() {
-            let (small, large) = if self.places[place].is_primary { (0, 0) } else { self.kept_free };
-            pool.keep_free(usize::from(small), usize::from(large));
+        // Each has the first turn in its time: whoever comes first may take all that a machine can take.
+        let count = self.places.len();
+        self.first = if count == 0 { 0 } else { (self.first + 1) % count };
+        for place in (self.first..count).chain(0..self.first) {
+            let is_guaranteed = self.places[place].holds_claim(volumes);
+            pool.act_for(Some(Holder { account: place as u16, is_guaranteed }));
             for _ in 0..EVENTS_MAX {
                 let client = &mut self.places[place];
                 if !client.connection.has_work() || self.is_ending {
@@ -219,6 +295,7 @@ impl Clients {
                 has_told = true;
             }
         }
+        pool.act_for(None);
         has_told
     }
 
@@ -241,7 +318,6 @@ impl Clients {
         }
         info!(export = served.name, port = ?served.port, connection = name.0, "a client has connected");
         client.chosen = Some((served.volume, name));
-        client.is_primary = served.port == Port::Replication;
     }
 
     /// A machine wants a connection closed.
@@ -268,24 +344,48 @@ impl Clients {
             has_changed |= client.connection.finish(now, pool, poller);
             is_waiting |= client.connection.is_waiting();
         }
-        if self.is_crowded && !self.is_ending && self.free_place().is_some() {
-            self.listen_again(poller);
+        if !self.is_ending {
+            self.end_rests(now, poller);
         }
         has_changed && is_waiting && !self.is_ending
     }
 
     pub(super) fn next_deadline(&self) -> Option<Micros> {
-        self.places.iter().filter_map(|client| client.connection.next_deadline()).min()
+        let rests = self.listenings.iter().filter_map(|listening| match listening.rest {
+            Rest::No => None,
+            Rest::Until(at) => Some(at),
+            Rest::UntilPlace(at) => at,
+        });
+        let clients = self.places.iter().filter_map(|client| client.connection.next_deadline());
+        rests.chain(clients).min()
     }
 
     /// Reads no more requests and takes no more connections.
     pub(super) fn stop(&mut self, poller: &mut Poller) {
         self.is_ending = true;
-        self.listen_no_more(poller);
+        for listening in 0..self.listenings.len() {
+            self.rest(listening, Rest::UntilPlace(None), poller);
+        }
     }
 }
 
 impl Client {
+    const fn standing(&self) -> Standing {
+        let (address, is_silent) = (self.listening, self.connection.is_silent());
+        match self.connection.handshake_since() {
+            _ if self.connection.is_free() => Standing::Free,
+            Some(since) => Standing::Owing { address, since, is_silent },
+            None => Standing::Settled { address },
+        }
+    }
+
+    /// Whether it holds the claim on a running secondary: it must not wait for others.
+    fn holds_claim(&self, volumes: &[Volume]) -> bool {
+        self.chosen.is_some_and(|(volume, name)| {
+            volumes.get(volume).and_then(Volume::claim_holder).is_some_and(|holder| holder == name)
+        })
+    }
+
     /// Offers a piece to its volume; keeps it if the machine is busy.
     fn offer(&mut self, request: Request, now: Micros, volumes: &mut [Volume], pool: &mut HostPool) -> bool {
         let result = match self.chosen {

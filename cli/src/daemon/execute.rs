@@ -16,7 +16,11 @@ use super::jobs::{self, Trouble, Waiter, Waiting};
 use super::managers::{KEPT_BYTES_MAX, ManagerId, Message, Outgoing};
 use super::pair::NewReplica;
 use crate::allocation;
-use crate::spec::{Address, NbdUri};
+use crate::spec::{Address, NbdUri, check_name};
+use crate::text::one_line;
+
+/// What is told of a failure at most: it may quote what a manager has sent.
+const FAILURE_CHARS_MAX: usize = 500;
 
 /// Who is to be answered.
 struct Asker {
@@ -82,6 +86,7 @@ impl Daemon {
             Command::Attach { volume, uri, name, control, sync_full } => {
                 let replica = name.map_or_else(|| self.new_replica_name(), str::to_owned);
                 self.on_primary(&asker, volume, |daemon, volume, waiter| {
+                    check_name("replica", &replica)?;
                     let named = |error: &dyn Display| format!("replica '{replica}': {error}");
                     let uri: NbdUri = uri.parse().map_err(|error| named(&error))?;
                     let control: Option<Address> =
@@ -131,7 +136,9 @@ impl Daemon {
 
     fn fail(&mut self, asker: &Asker, text: &str) {
         let id = asker.id.as_ref().map(HeldId::id);
-        self.managers.answer(asker.manager, |out| json::write_error(out, ErrorClass::GenericError, text, id));
+        let text = one_line(text, FAILURE_CHARS_MAX);
+        self.managers
+            .answer(asker.manager, |out| json::write_error(out, ErrorClass::GenericError, &text, id));
     }
 
     fn refuse(&mut self, asker: &Asker, refused: Refused, volume: &str) {

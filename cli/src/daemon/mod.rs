@@ -3,21 +3,25 @@
 //! | module | what is there |
 //! |---|---|
 //! | `build` | from a specification to volumes |
-//! | `clients` | NBD clients |
+//! | `clients`, `admission` | NBD clients, and who gets a place |
 //! | `managers`, `jobs`, `execute` | managers, what they wait for, what their commands do |
 //! | `links`, `pair` | control links to secondaries, and the checkpoint of the pair over them |
 //! | `volume`, `devices` | a machine with its devices |
+//! | `limits`, `throttle` | what the system lets a process open; lines of the log that others can cause |
 //!
 //! Each turn of the loop waits, lets every socket and machine do what it can, and then sends what has gathered.
 
+mod admission;
 mod build;
 mod clients;
 mod devices;
 mod execute;
 mod jobs;
+mod limits;
 mod links;
 mod managers;
 mod pair;
+mod throttle;
 mod token;
 mod volume;
 
@@ -32,7 +36,7 @@ use twinblock_core::driver::Emitted;
 use twinblock_core::node::Operation;
 use twinblock_core::secondary::Port;
 use twinblock_core::{Event, Extent, Identity, Micros, Notice, Op, Request, RequestId};
-use twinblock_io_posix::memory::{HostPool, PoolSizes};
+use twinblock_io_posix::memory::{Counts, HostPool, PoolSizes};
 use twinblock_io_posix::nbd_disk::LinkEvent as DiskEvent;
 use twinblock_io_posix::poller::{Interest, Poller, Ready, Registration};
 use twinblock_io_posix::socket::{ListenOptions, Listener, PeerTimeout};
@@ -48,11 +52,11 @@ use pair::{NewReplica, Pair};
 use token::{Kind, token};
 use volume::Volume;
 
-/// Buffers of the pool for guests, beside the machines' own.
+/// Buffers of the pool that clients share, beside the machines' own and one for each connection.
 const SMALL_BUFFERS: u16 = 512;
 const LARGE_BUFFERS: u16 = 48;
 /// Buffers for what a primary can have sent to one secondary: as many as the primary itself has, so that held writes do
-/// not keep the rest from being received.
+/// not keep the rest from being received. They are for the connection that holds the claim.
 const REPLICATION_SMALL: u16 = build::REPLICATION_REQUESTS;
 const REPLICATION_LARGE: u16 = LARGE_BUFFERS;
 /// Rounds of one turn, and completions of a machine in one round: then answers are sent and sockets looked at, however
@@ -129,20 +133,15 @@ impl Daemon {
     fn start(spec: &DaemonSpec) -> Result<Self, Failure> {
         let started = Instant::now();
         let failed = |what: &str, error: &dyn std::fmt::Display| Failure::Refused(format!("{what}: {error}"));
-        let descriptors = spec.connections_max.saturating_add(512);
+        let (places, too_few) = limits::connections(spec);
+        let descriptors = places + 512;
         let mut poller = Poller::new(descriptors).map_err(|error| failed("cannot start", &error))?;
         let signals = signals(&mut poller).map_err(|error| failed("cannot hear signals", &error))?;
         let workers = Workers::start(HELPERS, &poller.waker())
             .map_err(|error| failed("cannot start threads", &error))?;
         let secondaries =
-            spec.volumes.iter().filter(|volume| matches!(volume, VolumeSpec::Secondary(_))).count() as u16;
-        let kept_free = (secondaries * REPLICATION_SMALL, secondaries * REPLICATION_LARGE);
-        let sizes = PoolSizes {
-            small_count: SMALL_BUFFERS + kept_free.0,
-            large_count: LARGE_BUFFERS + kept_free.1 + secondaries * build::SCRATCH,
-            ..PoolSizes::default()
-        };
-        let mut pool = HostPool::new(sizes).map_err(|error| failed("cannot take memory", &error))?;
+            spec.volumes.iter().filter(|volume| matches!(volume, VolumeSpec::Secondary(_))).count();
+        let mut pool = pool(places, secondaries)?;
         let mut workshop = build::Workshop {
             spec,
             pool: &mut pool,
@@ -156,11 +155,16 @@ impl Daemon {
         }
         let (served, nbd_places) = (workshop.served, workshop.nbd_places);
         let window_bytes = pool.large_bytes();
-        let mut clients = Clients::new(spec.connections_max, window_bytes, kept_free);
+        let handshake_max = Micros(spec.handshake_timeout.0.as_micros() as u64);
+        let mut clients = Clients::new(usize::from(places), window_bytes, handshake_max);
         for (address, exports) in served {
             let listener = listen(&address, false, spec.peer_timeout.0)?;
             clients.listen(listener, Exported(exports), &mut poller).map_err(Failure::Refused)?;
         }
+        // Bound last: when it answers, the exports are served.
+        let control = listen(&spec.control, true, spec.peer_timeout.0)?;
+        let registration = poller.register(&control, Interest::READ, token(Kind::ControlListener, 0));
+        let registration = registration.ok_or_else(|| failed("cannot listen", &"too many listeners"))?;
         let identity = new_identity().map_err(|error| failed("cannot choose an identity", &error))?;
         let mut daemon = Self {
             started,
@@ -170,9 +174,8 @@ impl Daemon {
             volumes,
             nbd_places,
             clients,
-            managers: Managers::new(),
-            // Bound last: when it answers, the exports are served.
-            control: listen(&spec.control, true, spec.peer_timeout.0)?,
+            managers: Managers::new(registration),
+            control,
             jobs: Jobs::default(),
             pair: Pair::new(spec),
             links: Links::new(identity, spec.peer_timeout.0),
@@ -186,8 +189,10 @@ impl Daemon {
             poller,
             _workers: workers,
         };
-        daemon.poller.register(&daemon.control, Interest::READ, token(Kind::ControlListener, 0));
         daemon.begin(spec)?;
+        if let Some(line) = too_few {
+            warn!("{line}");
+        }
         Ok(daemon)
     }
 
@@ -252,9 +257,9 @@ impl Daemon {
         match kind {
             Kind::Listener => self.clients.accept(index, self.now, &mut self.pool, &mut self.poller),
             Kind::Client => self.clients.on_ready(index, ready),
-            Kind::ControlListener => self.managers.accept(&self.control, &mut self.poller),
+            Kind::ControlListener => self.managers.accept(&self.control, self.now, &mut self.poller),
             Kind::Manager => {
-                self.managers.on_ready(index, ready, &mut self.poller);
+                self.managers.on_ready(index, ready, self.now, &mut self.poller);
                 self.execute_all(index);
             }
             Kind::Link => self.links.on_ready(index, ready, self.now, &mut self.poller),
@@ -298,7 +303,7 @@ impl Daemon {
         if has_worked {
             self.clients.finish(self.now, &mut self.pool, &mut self.poller);
         }
-        self.managers.flush(&mut self.poller);
+        self.managers.flush(&self.control, self.now, &mut self.poller);
         self.links.flush(self.now, &mut self.poller);
         has_worked
     }
@@ -405,6 +410,7 @@ impl Daemon {
             volumes,
             disks,
             self.clients.next_deadline(),
+            self.managers.next_deadline(),
             self.links.next_deadline(),
             self.pair.next_deadline(),
             self.volumes.iter().filter_map(Volume::attaching_until).min(),
@@ -490,6 +496,32 @@ impl Daemon {
             self.life = Life::Flushing { deadline, remaining: remaining.saturating_sub(1) };
         }
     }
+}
+
+/// Memory for the requests of so many connections and so many secondaries.
+fn pool(places: u16, secondaries: usize) -> Result<HostPool, Failure> {
+    let guarantee = Counts { small: usize::from(REPLICATION_SMALL), large: usize::from(REPLICATION_LARGE) };
+    let kept_large = REPLICATION_LARGE + build::SCRATCH;
+    let sum = |shared: u16, kept: u16| {
+        let sum = usize::from(shared) + usize::from(places) + secondaries * usize::from(kept);
+        u16::try_from(sum).map_err(|_| too_many(places, secondaries))
+    };
+    let sizes = PoolSizes {
+        small_count: sum(SMALL_BUFFERS, REPLICATION_SMALL)?,
+        large_count: sum(LARGE_BUFFERS, kept_large)?,
+        ..PoolSizes::default()
+    };
+    let mut pool = HostPool::new(sizes)
+        .map_err(|error| Failure::Refused(format!("cannot take memory for requests: {error}")))?;
+    pool.keep(places, secondaries, guarantee);
+    Ok(pool)
+}
+
+fn too_many(places: u16, secondaries: usize) -> Failure {
+    Failure::Refused(format!(
+        "{secondaries} secondaries and {places} connections need more buffers than one daemon can have: share them out \
+         among several daemons"
+    ))
 }
 
 fn listen(address: &Address, is_private: bool, peer_timeout: Duration) -> Result<Listener, Failure> {

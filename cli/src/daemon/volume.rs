@@ -162,6 +162,14 @@ impl Volume {
         }
     }
 
+    /// The connection of the primary that replicates to this secondary.
+    pub(super) fn claim_holder(&self) -> Option<ConnectionId> {
+        match &self.machine {
+            Machine::Primary(_) => None,
+            Machine::Secondary(driver) => driver.machine().claim_holder(),
+        }
+    }
+
     pub(super) const fn is_primary(&self) -> bool {
         matches!(self.machine, Machine::Primary(_))
     }

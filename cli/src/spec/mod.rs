@@ -23,6 +23,8 @@ pub(crate) const GRANULE_BYTES_MIN: u64 = 512;
 pub(crate) const GRANULE_BYTES_MAX: u64 = 256 << 10;
 /// A buffer holds at least this many granules, else it stalls all the time.
 pub(crate) const BUFFER_GRANULES_MIN: u64 = 64;
+/// Most NBD connections of one daemon.
+pub(crate) const CONNECTIONS_MAX: u16 = 16_384;
 /// Most replicas of one primary.
 pub(crate) const REPLICAS_MAX: usize = 8;
 
@@ -89,6 +91,8 @@ pub(crate) struct DaemonSpec {
     pub(crate) connections_max: u16,
     /// A silent peer is taken for dead after this time.
     pub(crate) peer_timeout: Span,
+    /// A client that has not finished its handshake by then is dropped.
+    pub(crate) handshake_timeout: Span,
     /// A forwarded write that a replica has not answered in this time makes it behind.
     pub(crate) replica_timeout: Span,
     /// A checkpoint of the pair that has no answer in this time fails.
@@ -270,6 +274,7 @@ impl DaemonSpec {
         }
         for (name, span) in [
             ("peer-timeout", Some(self.peer_timeout)),
+            ("handshake-timeout", Some(self.handshake_timeout)),
             ("replica-timeout", Some(self.replica_timeout)),
             ("checkpoint-timeout", Some(self.checkpoint_timeout)),
             ("checkpoint-every", self.checkpoint_every),
@@ -278,8 +283,11 @@ impl DaemonSpec {
                 return Err(format!("{name} must be at least 1ms"));
             }
         }
-        if self.connections_max == 0 {
-            return Err("max-connections must be at least 1".into());
+        if !(1..=CONNECTIONS_MAX).contains(&self.connections_max) {
+            return Err(format!(
+                "max-connections {} is out of range: take 1 to {CONNECTIONS_MAX}",
+                self.connections_max
+            ));
         }
         let has_primary = self.volumes.iter().any(|volume| matches!(volume, VolumeSpec::Primary(_)));
         if self.checkpoint_every.is_some() && !has_primary {
@@ -330,7 +338,11 @@ impl DaemonSpec {
     }
 }
 
-fn check_name(what: &str, name: &str) -> Result<(), String> {
+/// Checks the name of an export or a replica.
+///
+/// # Errors
+/// What is wrong with it, and what to do.
+pub(crate) fn check_name(what: &str, name: &str) -> Result<(), String> {
     if name.is_empty() {
         return Err(format!("{what} has no name"));
     }

@@ -24,6 +24,7 @@ pub(crate) fn daemon(volumes: Vec<VolumeSpec>) -> DaemonSpec {
         backend: Backend::Auto,
         connections_max: 8,
         peer_timeout: Span::from_ms(10_000),
+        handshake_timeout: Span::from_ms(10_000),
         replica_timeout: Span::from_ms(10_000),
         checkpoint_timeout: Span::from_ms(2_000),
         checkpoint_every: None,

@@ -29,6 +29,15 @@ pub(crate) struct Open<T> {
     is_unfinished: bool,
     /// That modification began after the barrier that is up.
     is_after_barrier: bool,
+    /// A barrier has fallen between the pieces of that modification, and further ones may: none waits for its rest.
+    is_cut: bool,
+}
+
+impl<T> Open<T> {
+    /// Whether a barrier waits for the rest of its modification.
+    const fn is_waited_for(&self) -> bool {
+        self.is_unfinished && !self.is_after_barrier && !self.is_cut
+    }
 }
 
 #[derive(Debug)]
@@ -53,8 +62,14 @@ impl<'m, T: Copy> Connections<'m, T> {
             return Err(Refused::Stale);
         }
         let place = self.0.iter_mut().find(|place| place.0.is_none()).ok_or(Refused::NoRoom)?;
-        place.0 =
-            Some(Open { connection, about, modifications: 0, is_unfinished: false, is_after_barrier: false });
+        place.0 = Some(Open {
+            connection,
+            about,
+            modifications: 0,
+            is_unfinished: false,
+            is_after_barrier: false,
+            is_cut: false,
+        });
         Ok(())
     }
 
@@ -66,8 +81,7 @@ impl<'m, T: Copy> Connections<'m, T> {
 
     /// Whether a barrier that is up waits for this piece: its request began before.
     pub(crate) fn is_awaited(&self, connection: ConnectionId, request: &Request) -> bool {
-        !request.is_first
-            && self.find(connection).is_some_and(|open| open.is_unfinished && !open.is_after_barrier)
+        !request.is_first && self.find(connection).is_some_and(Open::is_waited_for)
     }
 
     /// Counts a piece of a modification. With a barrier up, a request that begins now comes after it, whole.
@@ -77,6 +91,7 @@ impl<'m, T: Copy> Connections<'m, T> {
             if request.is_first {
                 open.modifications += 1;
                 open.is_after_barrier = is_barrier_up;
+                open.is_cut = false;
             }
             open.is_unfinished = !request.is_last;
         }
@@ -84,7 +99,15 @@ impl<'m, T: Copy> Connections<'m, T> {
 
     /// Connections of which the last piece of a modification that began before the barrier is still to come.
     pub(crate) fn unfinished(&self) -> impl Iterator<Item = ConnectionId> {
-        self.iter().filter(|open| open.is_unfinished && !open.is_after_barrier).map(|open| open.connection)
+        self.iter().filter(|open| open.is_waited_for()).map(|open| open.connection)
+    }
+
+    /// The barrier that is up falls between the pieces of what is unfinished.
+    #[cfg_attr(not(feature = "primary"), expect(dead_code, reason = "only the primary hurries barriers"))]
+    pub(crate) fn cut_unfinished(&mut self) {
+        for open in self.0.iter_mut().filter_map(|place| place.0.as_mut()) {
+            open.is_cut |= open.is_waited_for();
+        }
     }
 
     /// What came after the barrier no longer does.

@@ -24,7 +24,7 @@ pub struct RefusalText<'a> {
 
 impl fmt::Display for RefusalText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let v = self.volume;
+        let v = Shown(self.volume);
         match self.refused {
             Refused::Busy => write!(f, "volume '{v}' has too many requests in flight")?,
             Refused::BadRequest => write!(f, "the request to volume '{v}' is out of range or misaligned")?,
@@ -64,6 +64,25 @@ impl fmt::Display for RefusalText<'_> {
         }
         f.write_str("; ")?;
         f.write_str(remedy(self.refused))
+    }
+}
+
+/// A name that somebody else chose, fit for a line: at most [`SHOWN_MAX`] characters, and none that moves a cursor.
+struct Shown<'a>(&'a str);
+
+/// Longer than any name that a volume or replica may have.
+const SHOWN_MAX: usize = 64;
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (count, character) in self.0.chars().enumerate() {
+            match character {
+                _ if count == SHOWN_MAX => return f.write_str("..."),
+                _ if character.is_control() => write!(f, "{}", character.escape_default())?,
+                _ => fmt::Write::write_char(f, character)?,
+            }
+        }
+        Ok(())
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! A barrier is reached when every modification that came before it has been passed on to its legs, whole requests
 //! included; it does not wait for their answers: a replica may be holding one until the very checkpoint for which the
-//! barrier is up. An urgent barrier is reached at once.
+//! barrier is up. An urgent barrier is reached at once. A request that it has fallen into the middle of is not waited for by
+//! later barriers either: its client may never send the rest.
 
 use super::entry::Phase;
 use super::{Command, Primary};
@@ -91,6 +92,7 @@ impl Primary<'_> {
             && !barrier.is_reached
         {
             barrier.is_urgent = true;
+            self.connections.cut_unfinished();
             let mut next = self.table.following(None);
             while let Some(index) = next {
                 next = self.table.following(Some(index));

@@ -1,3 +1,5 @@
+mod hurried;
+
 use std::vec;
 use std::vec::Vec;
 

@@ -26,6 +26,15 @@ pub(super) enum Permission {
 }
 
 impl Secondary<'_> {
+    /// The connection that holds the claim, while it is open.
+    #[must_use]
+    pub fn claim_holder(&self) -> Option<ConnectionId> {
+        match self.state.running()?.claim {
+            Claim::Held { connection, .. } => Some(connection),
+            Claim::Free | Claim::Ending { .. } => None,
+        }
+    }
+
     /// A connection has ended: what it asked and has not begun is dropped, and answered so that its buffers are free.
     pub(super) fn close(&mut self, connection: ConnectionId, is_clean: bool) -> Result<(), Refused> {
         let closed = self.connections.remove(connection).ok_or(Refused::Stale)?;

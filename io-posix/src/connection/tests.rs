@@ -103,7 +103,7 @@ impl Server {
             connections: (0..SLOTS)
                 .map(|index| {
                     let config = ServerConfig::new(WINDOW, index as u16);
-                    let sizes = ConnectionSizes { requests: 16, pieces: 16 };
+                    let sizes = ConnectionSizes { requests: 16, pieces: 16, ..ConnectionSizes::default() };
                     Connection::new(config, sizes, index as u32).unwrap()
                 })
                 .collect(),
@@ -475,4 +475,25 @@ fn a_piece_that_was_put_back_gives_its_buffer_back_when_the_connection_is_lost()
     assert_eq!(alone.turn(Micros(0)), Some(ServerEvent::Closed { clean: false }));
     assert_eq!(alone.pool.free_counts(), (2, 2));
     assert!(alone.connection.is_free());
+}
+
+#[test]
+fn a_client_given_up_in_its_handshake_leaves_a_free_slot_and_no_event() {
+    let mut alone = Alone::new();
+    assert_eq!(alone.turn(Micros(1)), None);
+    assert_eq!((alone.connection.handshake_since(), alone.connection.is_silent()), (Some(Micros(0)), true));
+    // It answers the greeting, and says nothing more.
+    alone.peer.send(&[std::io::IoSlice::new(&[0, 0, 0, 3])]).unwrap();
+    alone.poller.wait(Some(Duration::from_secs(10))).unwrap();
+    let ready = alone.poller.ready().next().unwrap();
+    alone.connection.ready(ready);
+    assert_eq!(alone.turn(Micros(2)), None);
+    assert_eq!((alone.connection.handshake_since(), alone.connection.is_silent()), (Some(Micros(0)), false));
+    alone.connection.give_up_handshake(&mut alone.pool, &mut alone.poller);
+    assert!(alone.connection.is_free());
+    assert_eq!(alone.turn(Micros(3)), None);
+    let mut rest = [0; 64];
+    assert_eq!(alone.peer.recv(&mut rest).unwrap(), Some(18), "the greeting");
+    assert_eq!(alone.peer.recv(&mut rest).unwrap(), Some(0), "the end");
+    assert!(alone.connection.open(Stream::pair().unwrap().0, Micros(4), &mut alone.pool).is_ok());
 }

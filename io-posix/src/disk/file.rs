@@ -151,7 +151,11 @@ impl File {
         let data = match seek(&self.fd, SeekFrom::Data(extent.offset)) {
             Ok(data) => data,
             // Nothing but a hole up to the end.
-            Err(Os::NXIO) => self.size_bytes,
+            Err(Os::NXIO) => match seek(&self.fd, SeekFrom::End(0)).map_err(errno_of)? {
+                // The file was made shorter by someone else: what is missing is no hole.
+                end if end <= extent.offset => return Err(Errno::Io),
+                end => end.min(self.size_bytes),
+            },
             // A file system that cannot tell: all is data.
             Err(_) => return Ok(Outcome::Status { is_hole: false, length: extent.length }),
         };

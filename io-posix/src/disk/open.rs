@@ -64,18 +64,37 @@ impl fmt::Display for OpenError {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.path.display();
         match &self.reason {
-            OpenReason::System(what, error) => write!(to, "cannot {what} {path}: {error}"),
+            OpenReason::System(what, error) => write!(to, "cannot {what} {path}: {error}{}", remedy(error)),
             OpenReason::InUse(in_use) => write!(to, "{path} {in_use}"),
-            OpenReason::NotADisk => write!(to, "{path} is neither a file nor a block device"),
+            OpenReason::NotADisk => {
+                write!(to, "{path} is neither a file nor a block device; give the path of one")
+            }
             OpenReason::Unaligned { size_bytes, block_bytes } => write!(
                 to,
                 "cannot open {path} with direct I/O: its size, {size_bytes}, is not a multiple of {block_bytes} bytes; \
                  resize it or open it without"
             ),
             OpenReason::TooShort { size_bytes, wanted_bytes } => {
-                write!(to, "{path} has {size_bytes} bytes, but {wanted_bytes} are needed")
+                write!(
+                    to,
+                    "{path} has {size_bytes} bytes, but {wanted_bytes} are needed; give a larger one or ask for less"
+                )
             }
         }
+    }
+}
+
+/// What to do, where the system's text leaves that open.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error().map(Os::from_raw_os_error) {
+        Some(Os::NOENT | Os::NOTDIR | Os::LOOP | Os::NAMETOOLONG) => {
+            "; correct the path, or make the file first"
+        }
+        Some(Os::ISDIR | Os::NXIO) => "; give the path of a file or block device",
+        Some(Os::ROFS | Os::ACCESS | Os::PERM) => "; it must be writable for this user",
+        Some(Os::NOSPC | Os::FBIG | Os::DQUOT) => "; make room, ask for less or choose another place",
+        Some(Os::INVAL) => "; the file system may not know direct I/O",
+        _ => "",
     }
 }
 

@@ -206,6 +206,10 @@ fn a_file_cut_short_under_us_is_an_error_and_no_zeroes() {
         file.set_len(1000).unwrap();
         assert_eq!(bench.run(Action::Read(data(0, 4096)), 0, 4096), Err(Errno::Io));
         assert_eq!(bench.read(0, 1000), [0; 1000]);
+        // Nor is what is missing told to be a hole, which would be copied as zeroes.
+        assert_eq!(bench.run(Action::Status, 4096, 4096), Err(Errno::Io));
+        let start = bench.run(Action::Status, 0, 4096);
+        assert!(matches!(start, Ok(Outcome::Status { length: 1..=1000, .. })), "{start:?}");
     }
 }
 

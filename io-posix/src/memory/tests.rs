@@ -3,7 +3,7 @@ use std::os::fd::AsFd;
 use rustix::io::ReadWriteFlags;
 use twinblock_core::{BufferIndex, Data, Memory, Pool};
 
-use super::{HostPool, PoolSizes, SMALL_BYTES};
+use super::{Counts, Holder, HostPool, PoolSizes, SMALL_BYTES};
 use crate::raw::Lend;
 
 fn pool(small_count: u16, large_count: u16) -> HostPool {
@@ -130,12 +130,71 @@ fn a_lease_of_one_pool_does_nothing_to_another() {
     assert!(other.bytes(data(buffer, 0, 4)).is_some());
 }
 
+fn holder(account: u16, is_guaranteed: bool) -> Option<Holder> {
+    Some(Holder { account, is_guaranteed })
+}
+
+/// Takes large buffers for a holder until it gets no more.
+fn fill(pool: &mut HostPool, holder: Option<Holder>) -> Vec<BufferIndex> {
+    pool.act_for(holder);
+    std::iter::from_fn(|| pool.acquire(64 << 10)).collect()
+}
+
 #[test]
-fn kept_buffers_are_left_to_whoever_needs_not_keep_them() {
-    let mut pool = pool(2, 2);
-    pool.keep_free(1, 1);
-    assert!(pool.acquire(1).is_some() && pool.acquire(SMALL_BYTES + 1).is_some());
-    assert_eq!((pool.acquire(1), pool.acquire(SMALL_BYTES + 1)), (None, None));
-    pool.keep_free(0, 0);
-    assert!(pool.acquire(1).is_some() && pool.acquire(SMALL_BYTES + 1).is_some());
+fn whoever_keeps_its_buffers_leaves_some_to_every_other_one() {
+    let mut pool = pool(0, 32 + 48);
+    pool.keep(32, 0, Counts::default());
+    let counts: Vec<usize> = (0..32).map(|account| fill(&mut pool, holder(account, false)).len()).collect();
+    assert_eq!(counts[..4], [1 + 24, 1 + 12, 1 + 6, 1 + 3]);
+    assert!(counts.iter().all(|count| *count >= 1), "{counts:?}");
+    assert_eq!(counts.iter().sum::<usize>(), 80);
+}
+
+#[test]
+fn a_holder_gets_further_buffers_as_its_own_come_back() {
+    let mut pool = pool(0, 2 + 8);
+    pool.keep(2, 0, Counts::default());
+    let taken = fill(&mut pool, holder(0, false));
+    assert_eq!(taken.len(), 1 + 4);
+    let other = fill(&mut pool, holder(1, false));
+    assert_eq!(other.len(), 1 + 2);
+    pool.release(other[2]);
+    assert_eq!(fill(&mut pool, holder(0, false)), [], "what the other gave back is not for who has most");
+    pool.release(taken[0]);
+    pool.release(taken[4]);
+    assert_eq!(fill(&mut pool, holder(0, false)).len(), 1 + 1);
+}
+
+#[test]
+fn a_buffer_that_is_still_lent_counts_as_held() {
+    let mut pool = pool(0, 2);
+    pool.keep(1, 0, Counts::default());
+    let taken = fill(&mut pool, holder(0, false));
+    assert_eq!(taken.len(), 2);
+    let lease = pool.lend(data(taken[0], 0, 512), Lend::Writing).unwrap();
+    pool.release(taken[0]);
+    assert_eq!(pool.acquire(64 << 10), None);
+    pool.take_back(lease);
+    assert_eq!(pool.acquire(64 << 10), Some(taken[0]));
+}
+
+#[test]
+fn kept_buffers_are_only_for_holders_with_a_guarantee_and_each_has_its_own() {
+    let mut pool = pool(0, 3 + 12);
+    pool.keep(3, 2, Counts { small: 0, large: 3 });
+    assert_eq!(fill(&mut pool, holder(0, false)).len(), 1 + 3, "half of the six that are for everybody");
+    let first = fill(&mut pool, holder(1, true));
+    assert_eq!(first.len(), 1 + 3 + 2, "of three free ones while it has fewer than are left");
+    assert_eq!(fill(&mut pool, holder(2, true)).len(), 1 + 3 + 1);
+    assert_eq!(pool.free_counts().1, 0);
+    first.into_iter().for_each(|buffer| pool.release(buffer));
+    assert_eq!(fill(&mut pool, holder(0, false)), [], "what was kept is kept again");
+    assert_eq!(fill(&mut pool, holder(1, true)).len(), 1 + 3 + 1);
+}
+
+#[test]
+fn without_a_holder_everything_that_is_free_can_be_taken() {
+    let mut pool = pool(0, 4);
+    pool.keep(1, 1, Counts { small: 0, large: 2 });
+    assert_eq!(fill(&mut pool, None).len(), 4);
 }

@@ -185,7 +185,8 @@ impl NbdDisk {
             match event {
                 ClientEvent::Ready(info) => self.come_up(info.geometry())?,
                 ClientEvent::Failed(error) => {
-                    let text = self.session.error_text().to_owned();
+                    // For logs: one line.
+                    let text = self.session.error_text().replace(char::is_control, " ");
                     let refusal = LinkRefusal::Server(error, text);
                     let reason = refusal.to_string();
                     // An error on a connection that was up is like any loss of it, unless the server is broken.

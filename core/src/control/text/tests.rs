@@ -1,4 +1,5 @@
 use super::*;
+use std::format;
 use std::string::{String, ToString};
 use std::vec::Vec;
 
@@ -51,4 +52,13 @@ fn managers_find_the_words_that_they_look_for() {
     assert!(status(Trouble::NotRunning).contains("not running"));
     assert!(status(Trouble::Error(ErrorKind::Forward)).contains("I/O error"));
     assert!(status(Trouble::Behind("far")).contains("'far' of volume 'v' is behind"));
+}
+
+#[test]
+fn a_name_that_a_manager_made_up_is_cut_and_moves_no_cursor() {
+    let text = |volume| RefusalText { refused: Refused::Unknown, volume }.to_string();
+    assert!(text("a\nb\u{1b}").contains(r"'a\nb\u{1b}'"), "{}", text("a\nb\u{1b}"));
+    let long = "ä".repeat(100_000);
+    assert!(text(&long).contains(&format!("'{}...'", "ä".repeat(64))));
+    assert!(text(&"x".repeat(64)).contains(&format!("'{}'", "x".repeat(64))));
 }

@@ -404,6 +404,12 @@ impl<'m> Session<'m> {
         )
     }
 
+    /// Whether the client has not answered the greeting yet.
+    #[must_use]
+    pub const fn is_greeting(&self) -> bool {
+        matches!(self.state, State::Flags(_))
+    }
+
     /// Takes bytes that came from the client and tells how many. Takes fewer when an event or a piece waits to be
     /// polled, or when there is no slot, no buffer or no room in the output: the rest is to be handed in again later.
     /// Work is bounded by the number of bytes, and without bytes by one answer to an option.

@@ -22,12 +22,16 @@ fn before_the_start_everybody_modifies() {
 fn the_first_that_modifies_holds_the_claim_until_it_closes() {
     let mut rig = Rig::running();
     rig.open(OTHER, Port::Replication, None);
+    assert_eq!(rig.machine.claim_holder(), None);
     assert_eq!(rig.written(PRIMARY, 0, b"a"), DONE);
+    assert_eq!(rig.machine.claim_holder(), Some(PRIMARY));
     assert_eq!(rig.written(OTHER, 0, b"b"), Err(Errno::NotPermitted));
     assert!(rig.read(OTHER, 0, 1).is_ok(), "reading needs no claim");
     assert!(!rig.machine.is_behind(), "a stranger's error is nobody's loss");
     rig.close(PRIMARY, true);
+    assert_eq!(rig.machine.claim_holder(), None);
     assert_eq!(rig.written(OTHER, 0, b"b"), DONE);
+    assert_eq!(rig.machine.claim_holder(), Some(OTHER));
 }
 
 #[test]

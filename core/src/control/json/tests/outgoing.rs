@@ -83,7 +83,7 @@ fn errors_carry_their_class_and_the_id() {
     let refusal = RefusalText { refused: Refused::Running, volume: "a\nb" };
     let id = Id("{\"x\": 1}");
     let value = written(|out| write_refusal(out, refusal, Some(id))).1;
-    let desc = "replication of volume 'a\nb' is already running; stop it first";
+    let desc = r"replication of volume 'a\nb' is already running; stop it first";
     assert_eq!(value, json!({"error": {"class": "GenericError", "desc": desc}, "id": {"x": 1}}));
     let value = written(|out| ParseError::UnknownCommand { name: "x" }.write(out, None)).1;
     assert_eq!(value["error"]["class"], "CommandNotFound");
