@@ -1,5 +1,8 @@
 //! The error numbers that cross the wire.
 
+#[cfg(test)]
+mod tests;
+
 /// Why a request or a transfer failed: the error values of the NBD protocol ("Error values" in the NBD protocol
 /// document). Everything that a device reports is mapped to one of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

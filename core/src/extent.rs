@@ -1,5 +1,8 @@
 //! A range of bytes on a disk.
 
+#[cfg(test)]
+mod tests;
+
 /// A range of bytes on a disk. May be empty; `offset + length` never overflows if it was made by [`Extent::new`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]

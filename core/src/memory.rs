@@ -1,5 +1,8 @@
 //! Buffers that the embedder owns and the core only names.
 
+#[cfg(test)]
+mod tests;
+
 /// Which of the embedder's buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]

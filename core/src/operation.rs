@@ -1,5 +1,8 @@
 //! Words that both machines share: stages, errors by kind, events, refusals, outputs.
 
+#[cfg(test)]
+mod tests;
+
 use crate::block::Transfer;
 use crate::{ConnectionId, Data, Reply};
 

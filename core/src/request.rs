@@ -1,5 +1,8 @@
 //! What clients ask of a machine, and what it answers.
 
+#[cfg(test)]
+mod tests;
+
 #[cfg(any(feature = "primary", feature = "secondary"))]
 use crate::Refused;
 use crate::{Data, Errno, Extent};

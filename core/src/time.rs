@@ -1,5 +1,8 @@
 //! Time as an argument.
 
+#[cfg(test)]
+mod tests;
+
 /// A point in time or a span of it, in microseconds since any fixed moment; 0 is a fine start. The core has no clock:
 /// the embedder passes the time in, and it must not run backwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

@@ -220,3 +220,20 @@ fn the_documented_sizes_hold() {
     let tebibyte = Bitmap::words_for(1 << 24) * 8;
     assert!(tebibyte > 2 << 20 && tebibyte * 100 < 204 * (1 << 20));
 }
+
+#[test]
+fn a_run_that_reaches_the_last_bit_ends_there() {
+    for bits in [1, 63, 64, 65, 128, 4096, 4160, 8192] {
+        let mut words = vec![0; Bitmap::words_for(bits)];
+        let mut bitmap = Bitmap::new(&mut words, bits).unwrap();
+        bitmap.set_all();
+        assert_eq!(bitmap.count(), bits);
+        assert_eq!(bitmap.next_set(0, u64::MAX), Some(Run { first: 0, count: bits }));
+        assert_eq!(bitmap.next_set(bits - 1, u64::MAX), Some(Run { first: bits - 1, count: 1 }));
+        assert_eq!(bitmap.next_set(bits, u64::MAX), None);
+        assert!(
+            bitmap.is_all_set(0, u64::MAX) && bitmap.is_any_set(bits - 1, 9) && !bitmap.is_any_set(bits, 9)
+        );
+        assert_eq!((bitmap.clear_range(bits - 1, 9), bitmap.count()), (1, bits - 1));
+    }
+}

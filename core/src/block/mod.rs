@@ -6,6 +6,8 @@
 
 mod blocking;
 mod seekable;
+#[cfg(test)]
+mod tests;
 
 pub use blocking::{Blocking, BlockingDisk};
 pub use seekable::Seekable;

@@ -5,5 +5,7 @@
 
 pub mod index;
 mod log;
+#[cfg(test)]
+mod tests;
 
 pub use log::{Buffer, Found, Full, Spot};

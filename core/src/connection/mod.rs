@@ -1,5 +1,8 @@
 //! The connections of a machine's clients: who is there, and whose modifications have come whole.
 
+#[cfg(test)]
+mod tests;
+
 use crate::{ConnectionId, Refused, Request};
 
 /// One connection of a client, with what a machine remembers of it; an array of these is borrowed by the machine.

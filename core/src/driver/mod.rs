@@ -71,6 +71,8 @@
 //! ```
 
 mod devices;
+#[cfg(test)]
+mod tests;
 
 pub use devices::{Devices, Links, PrimaryDevices, SecondaryDevices};
 

@@ -1,3 +1,6 @@
+mod bounds;
+mod managed;
+
 use std::vec::Vec;
 
 use super::{Coordinator, Failure, HURRY_SHARE, Input, Member, MemberIndex, Output, Volume, VolumeIndex};

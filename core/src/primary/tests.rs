@@ -1,10 +1,14 @@
+mod bounds;
 mod hurried;
+mod legs;
+mod reads;
 
 use std::vec;
 use std::vec::Vec;
 
 use super::{Command, Config, Input, Primary, Replica, Storage};
 use crate::block::{Action, Capabilities, Completion, Geometry, Transfer};
+use crate::driver::Machine;
 use crate::order::Slot;
 use crate::{
     BufferIndex, CommandId, Connection, ConnectionId, Data, Device, Errno, ErrorKind, Extent, Micros, Notice,
@@ -38,6 +42,10 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Self::over(geometry())
+    }
+
+    fn over(disk: Geometry) -> Self {
         let config = Config { window_bytes: 16384, dirty_granule_bytes: GRANULE, block_bytes: 1 };
         let words = Primary::bitmap_words(SIZE, GRANULE);
         let storage = Storage {
@@ -48,7 +56,7 @@ impl Bench {
             replicas: vec![Replica::new(leak(0, words)), Replica::new(leak(0, words))].leak(),
         };
         let mut bench = Self {
-            machine: Primary::new(config, geometry(), storage).unwrap(),
+            machine: Primary::new(config, disk, storage).unwrap(),
             transfers: Vec::new(),
             replies: Vec::new(),
             answers: Vec::new(),
@@ -70,8 +78,8 @@ impl Bench {
     }
 
     fn offer(&mut self, input: Input) -> Result<(), Refused> {
-        let result = self.machine.handle_input(NOW, input);
-        while let Some(output) = self.machine.poll_output() {
+        let result = Machine::handle_input(&mut self.machine, NOW, input);
+        while let Some(output) = Machine::poll_output(&mut self.machine) {
             match output {
                 Output::Transfer(device, transfer) => self.transfers.push((device, transfer)),
                 Output::Reply(reply) => self.replies.push(reply),
@@ -558,42 +566,4 @@ fn every_operation_in_every_stage_does_what_the_table_says() {
     assert_eq!(bench.command(Command::Detach { replica: 1 }), Err(Refused::Unknown));
     let attach = Command::Attach { replica: 9, is_empty: false, is_new: true };
     assert_eq!(bench.command(attach), Err(Refused::NoRoom));
-}
-
-#[test]
-fn requests_that_do_not_fit_and_completions_of_nothing_are_refused() {
-    let mut bench = Bench::running();
-    let request = |op, offset, length| Request::whole(RequestId(0), op, Extent { offset, length });
-    let read = Op::Read(data(512));
-    for wrong in [
-        request(read, SIZE - 511, 512),
-        request(read, u64::MAX, 512),
-        request(read, 0, 511),
-        request(Op::Read(data(0)), 0, 0),
-        request(Op::Read(data(16385)), 0, 16385),
-        request(Op::Read(data(2)), 16383, 2),
-        request(Op::Flush, 0, 1),
-    ] {
-        assert_eq!(bench.offer(Input::Request(GUEST, wrong)), Err(Refused::BadRequest), "{wrong:?}");
-    }
-    let unknown = Input::Request(ConnectionId(99), request(read, 0, 512));
-    assert_eq!(bench.offer(unknown), Err(Refused::Stale));
-    bench.read(0, 1);
-    let transfer = bench.ok(Device::Disk);
-    let again = Completion { tag: transfer.tag, result: Ok(Outcome::Done) };
-    assert_eq!(bench.offer(Input::Completed(Device::Disk, again)), Err(Refused::Stale));
-}
-
-#[test]
-fn a_full_table_refuses_and_a_closed_connection_gives_its_untouched_requests_back() {
-    let mut bench = Bench::running();
-    for _ in 0..8 {
-        bench.write(0, 1);
-    }
-    let one_more = Request::whole(RequestId(99), Op::Flush, Extent::default());
-    assert_eq!(bench.offer(Input::Request(GUEST, one_more)), Err(Refused::Busy));
-    bench.offer(Input::Closed(GUEST)).unwrap();
-    assert_eq!(bench.replies.len(), 7);
-    assert!(bench.replies.iter().all(|reply| reply.result == Err(Errno::Shutdown)));
-    assert_eq!(bench.machine.in_flight(), 1, "the one with transfers under way ends by itself");
 }

@@ -4,6 +4,7 @@ use super::*;
 use crate::nbd::testing::{Server, Sizes};
 use crate::nbd::wire::{CHUNK_MAGIC, CommandFlags, Fields, SIMPLE_REPLY_MAGIC, option_reply};
 
+mod answers;
 mod hostile;
 mod options;
 mod transmission;

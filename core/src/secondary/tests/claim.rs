@@ -145,3 +145,18 @@ fn more_connections_than_places_are_refused() {
     assert_eq!(rig.offer(fifth), Err(Refused::NoRoom));
     rig.wait(STALL_MAX);
 }
+
+#[test]
+fn a_connection_that_was_taken_over_leaves_a_doubt_only_if_it_ends_unclean() {
+    for is_clean in [true, false] {
+        let mut rig = Rig::running();
+        rig.written(PRIMARY, 0, b"old").unwrap();
+        rig.open(OTHER, Port::Replication, Some(NAME));
+        rig.open(ConnectionId(4), Port::Replication, Some(NAME));
+        rig.write(OTHER, 0, b"new");
+        rig.close(ConnectionId(4), false);
+        assert!(!rig.machine.is_behind(), "it has not modified anything");
+        rig.close(PRIMARY, is_clean);
+        assert_eq!(rig.machine.is_behind(), !is_clean);
+    }
+}

@@ -3,7 +3,8 @@
 use std::{assert, assert_eq, vec};
 
 use super::rig::{GUEST, PRIMARY, Rig, SIZE};
-use crate::secondary::{Command, Progress};
+use crate::block::Capabilities;
+use crate::secondary::{Command, Progress, WhenFull};
 use crate::{Device, Errno, ErrorKind, Event, Op, Outcome, Stage};
 
 const DONE: super::rig::Result = Ok(Outcome::Done);
@@ -181,4 +182,63 @@ fn zeroes_are_written_out_for_the_guest_only_while_the_primary_does_not_read_bes
     assert_eq!(rig.queue.len(), 1);
     rig.run();
     assert_eq!(rig.read(GUEST, 2048, 2).unwrap(), b"g\0");
+}
+
+#[test]
+fn a_guest_request_and_a_step_of_the_commit_over_the_same_bytes_go_one_after_the_other() {
+    let mut rig = speculative();
+    rig.command(FAILOVER).unwrap();
+    let copying = rig.under_way();
+    assert_eq!(copying[0], (Device::Buffer, "read", 0, 1024));
+    let write = rig.write(GUEST, 100, b"later");
+    let data = rig.place(1024);
+    let read = rig.request(GUEST, Op::Read(data), 0, 1024);
+    assert_eq!(rig.under_way(), copying, "both wait for the copy");
+    rig.run();
+    assert_eq!((rig.reply(write), rig.reply(read)), (Some(DONE), Some(DONE)));
+    assert_eq!(&rig.disk[100..105], b"later");
+}
+
+#[test]
+fn a_guest_write_that_lands_behind_the_commit_is_committed_too() {
+    let mut rig = Rig::running();
+    rig.zero(GUEST, 4096, 200);
+    let id = rig.write(GUEST, 512, &[b'g'; 512]);
+    rig.command(FAILOVER).unwrap();
+    while rig.queue.len() > 1 {
+        rig.complete(1, Ok(()));
+    }
+    assert_eq!(rig.under_way()[0].0, Device::Buffer, "everything but the guest's write has ended");
+    assert_eq!(rig.machine.stage(), Stage::Failover);
+    rig.run();
+    assert_eq!((rig.reply(id), rig.machine.stage()), (Some(DONE), Stage::Done));
+    assert_eq!(&rig.disk[512..1024], [b'g'; 512]);
+}
+
+#[test]
+fn a_step_of_the_commit_ends_with_its_window_and_the_flush_follows_the_last() {
+    let mut rig = Rig::with_places(WhenFull::Stall, Capabilities::empty(), 12);
+    rig.start();
+    rig.zero(GUEST, 2048, 2048);
+    rig.zero(GUEST, 4096, 200);
+    rig.command(FAILOVER).unwrap();
+    let steps = [(Device::Disk, "zero", 2048, 2048), (Device::Disk, "zero", 4096, 200)];
+    assert_eq!(rig.under_way(), steps);
+    rig.complete(0, Ok(()));
+    assert_eq!(rig.under_way(), steps[1..], "nothing is flushed while a step is in flight");
+    rig.complete(0, Ok(()));
+    assert_eq!(rig.under_way(), [(Device::Disk, "flush", 0, 0)]);
+}
+
+#[test]
+fn with_a_request_of_the_guest_in_flight_the_commit_goes_step_by_step() {
+    let mut rig = Rig::with_places(WhenFull::Stall, Capabilities::empty(), 12);
+    rig.start();
+    rig.zero(GUEST, 2048, 2048);
+    rig.zero(GUEST, 4096, 200);
+    let data = rig.place(8);
+    rig.request(GUEST, Op::Read(data), 0, 8);
+    rig.command(FAILOVER).unwrap();
+    let paced = [(Device::Disk, "read", 0, 8), (Device::Disk, "zero", 2048, 2048)];
+    assert_eq!(rig.under_way(), paced);
 }

@@ -66,6 +66,18 @@ fn old_content_is_read_and_stored_before_it_is_overwritten_and_that_before_the_r
 }
 
 #[test]
+fn what_zeroes_and_trims_of_the_primary_replace_is_kept_too() {
+    for may_unmap in [false, true] {
+        let mut rig = Rig::running();
+        let before = rig.view();
+        let id = rig.request(PRIMARY, Op::WriteZeroes { may_unmap, fast: false, fua: false }, 100, 1000);
+        rig.run();
+        assert_eq!((rig.reply(id), &rig.disk[100..1100]), (Some(DONE), &[0; 1000][..]));
+        assert_eq!(rig.view(), before);
+    }
+}
+
+#[test]
 fn a_granule_is_kept_once_in_an_epoch() {
     let mut rig = Rig::running();
     rig.written(PRIMARY, 600, b"first").unwrap();
@@ -121,6 +133,17 @@ fn zeroes_are_remembered_as_zeroes_and_take_no_slot() {
 }
 
 #[test]
+fn zeroes_that_the_guest_writes_over_a_slot_are_read_back() {
+    let mut rig = Rig::running();
+    rig.written(PRIMARY, 0, &[b'p'; 1024]).unwrap();
+    rig.written(GUEST, 0, &[b'g'; 512]).unwrap();
+    rig.zero(GUEST, 100, 800);
+    rig.run();
+    let expected = [&[b'g'; 100][..], &[0; 800], &[b'd'; 124]].concat();
+    assert_eq!(rig.read(GUEST, 0, 1024).unwrap(), expected);
+}
+
+#[test]
 fn holes_are_kept_as_holes_and_not_read() {
     let mut rig = Rig::with(WhenFull::Stall, Capabilities::STATUS);
     rig.disk[512..1536].fill(0);
@@ -133,6 +156,31 @@ fn holes_are_kept_as_holes_and_not_read() {
     assert_eq!(rig.reply(id), Some(DONE));
     assert_eq!(rig.machine.buffer().used_bytes(), GRANULE);
     assert_eq!(rig.read(GUEST, 512, 1536).unwrap(), [&[0; 1024][..], &[b'd'; 512]].concat());
+}
+
+#[test]
+fn a_hole_or_data_that_ends_within_a_granule_leaves_the_rest_of_it_right() {
+    let mut rig = Rig::with(WhenFull::Stall, Capabilities::STATUS);
+    rig.disk[512..1124].fill(0);
+    rig.disk[1636..2048].fill(0);
+    rig.disk[4096..].fill(0);
+    let before = rig.disk.clone();
+    rig.start();
+    let id = rig.write(PRIMARY, 512, &[b'n'; 1536]);
+    assert_eq!(rig.under_way(), [(Device::Disk, "status", 512, 1536)]);
+    rig.complete(0, Ok(()));
+    assert_eq!(rig.under_way(), [(Device::Disk, "status", 1024, 1024)], "one granule is a hole as a whole");
+    rig.complete(0, Ok(()));
+    assert_eq!(rig.under_way(), [(Device::Disk, "read", 1024, 512)], "the next one only at its start");
+    rig.run();
+    assert_eq!(rig.reply(id), Some(DONE));
+    assert_eq!(rig.written(PRIMARY, 4096, b"end"), DONE);
+    assert_eq!(
+        rig.machine.buffer().used_bytes(),
+        2 * GRANULE,
+        "the end of the disk is a hole to its last byte"
+    );
+    assert_eq!(rig.view(), before);
 }
 
 #[test]

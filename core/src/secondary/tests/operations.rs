@@ -214,6 +214,8 @@ fn prepare_refuses_a_stale_epoch_another_claim_and_a_wrong_count() {
     assert_eq!(rig.command(Command::Commit { epoch: 1, claim: NAME }), Err(Refused::OtherClaim));
     assert_eq!(rig.outcome(prepare(1, NAME, 1)), Ok(()));
     assert_eq!(rig.command(Command::Commit { epoch: 0, claim: NAME }), Err(Refused::StaleEpoch { epoch: 1 }));
+    let other = Command::Commit { epoch: 1, claim: Identity([8; 16]) };
+    assert_eq!(rig.command(other), Err(Refused::OtherClaim), "another one has prepared");
     assert_eq!(rig.machine.epoch(), 1, "nothing has ended yet");
     assert_eq!(rig.outcome(Command::Commit { epoch: 1, claim: NAME }), Ok(()));
     assert_eq!(rig.machine.epoch(), 2);

@@ -1,4 +1,4 @@
-//! A secondary over two arrays, whose transfers wait until a test lets them go.
+//! A secondary over two arrays, whose transfers wait until a test lets them go. It is run as a driver runs it.
 
 use std::boxed::Box;
 use std::collections::VecDeque;
@@ -7,6 +7,7 @@ use std::{assert, assert_eq, panic, vec};
 
 use crate::block::{Action, Capabilities, Completion, Geometry, Transfer};
 use crate::buffer::index::{Index, Node};
+use crate::driver::Machine;
 use crate::order::Slot;
 use crate::secondary::{Command, Config, Connection, Input, Port, Secondary, Storage, WhenFull};
 use crate::{
@@ -26,6 +27,10 @@ pub(super) const NAME: Identity = Identity([7; 16]);
 const WINDOW: usize = 2048;
 const BUFFERS: u16 = 12;
 const SCRATCH: u16 = 2;
+/// Behind those for requests.
+pub(super) const SCRATCH_FIRST: BufferIndex = BufferIndex(BUFFERS - SCRATCH);
+/// One more than the ports are promised.
+const PLACES: usize = 9;
 
 pub(super) type Result = core::result::Result<Outcome, Errno>;
 
@@ -49,6 +54,11 @@ impl Rig {
     }
 
     pub(super) fn with(when_full: WhenFull, more: Capabilities) -> Self {
+        Self::with_places(when_full, more, PLACES)
+    }
+
+    /// With so many places in its table, of which each port is promised four.
+    pub(super) fn with_places(when_full: WhenFull, more: Capabilities, places: usize) -> Self {
         let config = Config {
             granule_bytes: GRANULE as u32,
             window_bytes: WINDOW as u32,
@@ -56,13 +66,13 @@ impl Rig {
             stall_max: STALL_MAX,
             replication_requests: 4,
             guest_requests: 4,
-            scratch_first: BufferIndex(0),
+            scratch_first: SCRATCH_FIRST,
             scratch_count: SCRATCH as u8,
         };
         let capabilities = Capabilities::FLUSH | Capabilities::WRITE_ZEROES | more;
         let geometry = |size_bytes| Geometry { size_bytes, block_bytes: 1, capabilities };
         let storage = Storage {
-            table: Box::leak(vec![Slot::FREE; 9].into_boxed_slice()),
+            table: Box::leak(vec![Slot::FREE; places].into_boxed_slice()),
             nodes: Box::leak(vec![Node::EMPTY; Index::nodes_for(16)].into_boxed_slice()),
             connections: Box::leak(vec![Connection::FREE; 4].into_boxed_slice()),
         };
@@ -119,7 +129,7 @@ impl Rig {
     }
 
     pub(super) fn offer(&mut self, input: Input) -> core::result::Result<(), Refused> {
-        self.machine.handle_input(self.now, input)?;
+        Machine::handle_input(&mut self.machine, self.now, input)?;
         self.poll();
         Ok(())
     }
@@ -154,7 +164,7 @@ impl Rig {
 
     /// Memory for the next request.
     pub(super) fn place(&self, length: usize) -> Data {
-        let buffer = SCRATCH + ((self.used + 1) % u32::from(BUFFERS - SCRATCH)) as u16;
+        let buffer = ((self.used + 1) % u32::from(BUFFERS - SCRATCH)) as u16;
         Data { buffer: BufferIndex(buffer), offset: 0, length: length as u32 }
     }
 
@@ -203,7 +213,7 @@ impl Rig {
     }
 
     fn poll(&mut self) {
-        while let Some(output) = self.machine.poll_output() {
+        while let Some(output) = Machine::poll_output(&mut self.machine) {
             match output {
                 Output::Transfer(device, transfer) => self.queue.push_back((device, transfer)),
                 Output::Fill(data) => self.bytes(data).fill(0),
@@ -222,7 +232,9 @@ impl Rig {
     pub(super) fn complete(&mut self, position: usize, result: core::result::Result<(), Errno>) {
         let (device, transfer) = self.queue.remove(position).expect("a transfer is under way");
         let result = result.map(|()| self.perform(device, &transfer));
-        self.offer(Input::Completed(device, Completion { tag: transfer.tag, result })).unwrap();
+        let completion = Completion { tag: transfer.tag, result };
+        Machine::handle_completion(&mut self.machine, self.now, device, completion).unwrap();
+        self.poll();
     }
 
     fn perform(&mut self, device: Device, transfer: &Transfer) -> Outcome {
@@ -265,7 +277,9 @@ impl Rig {
     /// Lets time pass.
     pub(super) fn wait(&mut self, span: Micros) {
         self.now = self.now.after(span);
-        self.machine.handle_timeout(self.now);
+        if Machine::poll_timeout(&self.machine).is_some_and(|due| due <= self.now) {
+            Machine::handle_timeout(&mut self.machine, self.now);
+        }
         self.poll();
     }
 

@@ -64,6 +64,17 @@ fn a_read_is_answered_with_its_data() {
 }
 
 #[test]
+fn every_piece_of_a_write_is_forced_if_the_write_is() {
+    for fua in [false, true] {
+        let mut server = opened(Sizes::LARGE, disk(), true);
+        let flags = if fua { CommandFlags::FUA } else { NONE };
+        server.talk(&[request(code::WRITE, flags, 1, 0, 9000), vec![7; 9000]].concat());
+        let forced = server.ram.ran.iter().map(|piece| matches!(piece.op, Op::Write { fua: true, .. }));
+        assert_eq!(forced.collect::<Vec<_>>(), [fua; 3]);
+    }
+}
+
+#[test]
 fn a_long_request_is_cut_at_multiples_of_the_window() {
     let mut server = opened(Sizes::LARGE, disk(), true);
     for bytes in [request(code::READ, NONE, 1, 4000, 9000), write(1, 4000, &[1; 9000])] {
