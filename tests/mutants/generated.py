@@ -1,8 +1,8 @@
 """cargo-mutants over core: breaks that a program makes, a small one for each operator and each function.
 
 Each runs core's unit tests; one that they miss runs the suites that are slower. What no test can notice, as it changes
-nothing that can be seen from outside, is listed with the reason in equivalent.toml. A record of all outcomes is kept below
-the target directory; --continue adds to it, so that the whole can be done in parts.
+nothing that can be seen from outside, is listed with the reason in equivalent.toml. A record of all outcomes is kept
+below the target directory; --continue adds to it, so that the whole can be done in parts.
 """
 import collections
 import json
