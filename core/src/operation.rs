@@ -70,7 +70,7 @@ pub enum ErrorKind {
 }
 
 /// How often each failure was seen since the last start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct ErrorCounters([u64; 7]);
 
@@ -115,7 +115,7 @@ pub enum ReplicaState {
 }
 
 /// What a machine tells its manager unasked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Event {
     /// The stage has changed.
@@ -140,7 +140,7 @@ pub enum Event {
 }
 
 /// Why an operation was refused; nothing was changed. Sorted by who must act.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Refused {
     /// Caller, later: the table of requests is full. Offer it again after the next reply.
@@ -202,7 +202,7 @@ pub enum Refused {
 pub struct CommandId(pub u32);
 
 /// What a machine says to others than its clients.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Notice {
     /// An operation has ended.
@@ -271,8 +271,22 @@ impl Notices {
         self.0.pop_front()
     }
 
+    #[cfg(feature = "inspect")]
+    pub(crate) fn copied(&self) -> Self {
+        Self(self.0.clone())
+    }
+
     /// Whether another operation may be taken.
     pub(crate) fn has_room(&self) -> bool {
         self.0.len() < self.0.capacity() - 4
+    }
+}
+
+#[cfg(all(feature = "inspect", any(feature = "primary", feature = "secondary")))]
+impl core::hash::Hash for Notices {
+    fn hash<H: core::hash::Hasher>(&self, state: &mut H) {
+        for notice in &self.0 {
+            notice.hash(state);
+        }
     }
 }

@@ -24,7 +24,7 @@ pub struct ConnectionId(pub u32);
 pub struct Identity(pub [u8; 16]);
 
 /// What is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Op {
     /// Fill the data from the extent.
@@ -61,7 +61,7 @@ impl Op {
 
 /// One request, or one piece of a longer one: at most *window* bytes, and not across a multiple of *window*. The piece
 /// is the atomic unit; barriers cover whole requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Request {
     /// Comes back in the reply.
@@ -104,7 +104,7 @@ impl Request {
 }
 
 /// What a request or a transfer brought.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Outcome {
     /// It is done; a read has filled its data.

@@ -8,6 +8,8 @@
 //! * M2: no bit is set past the number of bits.
 //! * M3: the count is the number of bits set on level 0.
 
+#[cfg(all(feature = "inspect", feature = "primary"))]
+mod inspect;
 #[cfg(test)]
 mod tests;
 

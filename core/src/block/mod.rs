@@ -16,7 +16,7 @@ use crate::{Data, Errno, Extent, Memory, Outcome};
 
 bitflags::bitflags! {
     /// What a device can do beyond reading and writing.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Hash)]
     pub struct Capabilities: u8 {
         /// It has a cache that a flush makes durable.
         const FLUSH = 1;
@@ -39,7 +39,7 @@ impl defmt::Format for Capabilities {
 }
 
 /// The shape of a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Geometry {
     /// Length of the device.
@@ -61,7 +61,7 @@ pub struct Tag {
 }
 
 /// What a device shall do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Action {
     /// Read the extent into the data.
@@ -90,7 +90,7 @@ pub enum Action {
 }
 
 /// One transfer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Transfer {
     /// Comes back in the completion.

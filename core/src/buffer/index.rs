@@ -274,6 +274,28 @@ impl<'m> Index<'m> {
         }
     }
 
+    /// The same in other memory; `None` if that has another number of nodes.
+    #[cfg(all(feature = "inspect", feature = "secondary"))]
+    pub(super) fn copied_into<'n>(&self, nodes: &'n mut [Node]) -> Option<Index<'n>> {
+        if nodes.len() != self.nodes.len() {
+            return None;
+        }
+        nodes.copy_from_slice(self.nodes);
+        let Self { root, height, untouched, free, entry_count, entry_capacity, .. } = *self;
+        let (data_granules, zero_granules) = (self.data_granules, self.zero_granules);
+        Some(Index {
+            nodes,
+            root,
+            height,
+            untouched,
+            free,
+            entry_count,
+            entry_capacity,
+            data_granules,
+            zero_granules,
+        })
+    }
+
     /// How many nodes are enough for `entries` runs in whatever order they come.
     #[must_use]
     pub const fn nodes_for(entries: usize) -> usize {

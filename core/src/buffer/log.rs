@@ -37,11 +37,11 @@ pub struct Found {
 /// The buffer's bookkeeping. It moves no bytes.
 #[derive(Debug)]
 pub struct Buffer<'m> {
-    index: Index<'m>,
-    granule_shift: u32,
-    disk_bytes: u64,
-    slot_count: u32,
-    slot_next: u32,
+    pub(super) index: Index<'m>,
+    pub(super) granule_shift: u32,
+    pub(super) disk_bytes: u64,
+    pub(super) slot_count: u32,
+    pub(super) slot_next: u32,
 }
 
 impl<'m> Buffer<'m> {

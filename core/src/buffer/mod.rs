@@ -4,6 +4,8 @@
 //! ([`index`]). Both take memory in proportion to the buffer, never to the disk.
 
 pub mod index;
+#[cfg(all(feature = "inspect", feature = "secondary"))]
+mod inspect;
 mod log;
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ use crate::{ConnectionId, Refused, Request};
 ///
 /// Capacity: unit connections of all of a machine's exports together; one place each; a primary, its successor and two
 /// guests take 4; when all are taken another one is refused with [`Refused::NoRoom`]; more places admit more clients.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Hash)]
 pub struct Connection<T>(Option<Open<T>>);
 
 impl<T> Connection<T> {
@@ -18,11 +18,11 @@ impl<T> Connection<T> {
 }
 
 /// What is known of an open connection.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 pub(crate) struct Open<T> {
     pub(crate) connection: ConnectionId,
     #[cfg_attr(
-        not(feature = "secondary"),
+        not(any(feature = "secondary", feature = "inspect")),
         expect(dead_code, reason = "only the secondary asks who a client is")
     )]
     pub(crate) about: T,
@@ -43,13 +43,23 @@ impl<T> Open<T> {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Hash)]
 pub(crate) struct Connections<'m, T>(&'m mut [Connection<T>]);
 
 impl<'m, T: Copy> Connections<'m, T> {
     pub(crate) fn new(places: &'m mut [Connection<T>]) -> Self {
         places.fill(Connection::FREE);
         Self(places)
+    }
+
+    /// The same in other memory; `None` if that has another number of places.
+    #[cfg(feature = "inspect")]
+    pub(crate) fn copied_into<'n>(&self, places: &'n mut [Connection<T>]) -> Option<Connections<'n, T>> {
+        if places.len() != self.0.len() {
+            return None;
+        }
+        places.copy_from_slice(self.0);
+        Some(Connections(places))
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Open<T>> {

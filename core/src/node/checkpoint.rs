@@ -21,6 +21,9 @@
 //! * C2: every barrier that was raised is released exactly once.
 //! * C3: a command is answered exactly once.
 
+#[cfg(feature = "inspect")]
+mod inspect;
+
 use crate::{CommandId, Micros, Refused, ReplicaState};
 
 /// Which part of the time-out a barrier may wait for the rest of long requests: with 2 s it is 125 ms, in which a client
@@ -28,12 +31,12 @@ use crate::{CommandId, Micros, Refused, ReplicaState};
 pub const HURRY_SHARE: u64 = 16;
 
 /// One of the node's volumes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct VolumeIndex(pub u16);
 
 /// One replica with a control address: a place among the members.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct MemberIndex(pub u16);
 
@@ -41,7 +44,7 @@ pub struct MemberIndex(pub u16);
 ///
 /// Capacity: unit volumes; one place each; a machine with two disks takes 2; further volumes cannot be enrolled; more
 /// places let more volumes share a barrier.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Hash)]
 pub struct Volume(VolumeStep);
 
 impl Volume {
@@ -49,7 +52,7 @@ impl Volume {
     pub const FREE: Self = Self(VolumeStep::Out);
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Hash)]
 enum VolumeStep {
     /// Takes no part.
     #[default]
@@ -70,7 +73,7 @@ enum VolumeStep {
 ///
 /// Capacity: unit replicas over all volumes; one place each; two disks with one standby take 2; further replicas take no
 /// part in checkpoints; more places let more take part.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Hash)]
 pub struct Member(Option<MemberState>);
 
 impl Member {
@@ -78,7 +81,7 @@ impl Member {
     pub const FREE: Self = Self(None);
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 struct MemberState {
     volume: VolumeIndex,
     replica: ReplicaState,
@@ -89,7 +92,7 @@ struct MemberState {
     step: MemberStep,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum MemberStep {
     /// Takes no part.
     Out,
@@ -185,7 +188,7 @@ pub enum Output {
 }
 
 /// Why a checkpoint was not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Failure {
     /// What was refused.
     pub refused: Refused,
@@ -196,7 +199,7 @@ pub struct Failure {
 }
 
 /// Where a checkpoint stands.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 enum State {
     Idle,
     Barrier(Running),
@@ -210,7 +213,7 @@ enum State {
     },
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 struct Running {
     command: CommandId,
     is_urgent: bool,

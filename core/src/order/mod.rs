@@ -11,6 +11,8 @@
 //! * O2: an entry is in the run queue at most once.
 //! * O3: entries are linked in arrival order; free ones are linked in the free list.
 
+#[cfg(all(feature = "inspect", any(feature = "primary", feature = "secondary")))]
+mod inspect;
 #[cfg(test)]
 mod tests;
 
@@ -21,11 +23,11 @@ use crate::block::Tag;
 const NONE: u16 = u16::MAX;
 
 /// Index of an entry of a [`Table`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct EntryIndex(u16);
 
 /// The bytes that an entry touches, and how.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Access {
     /// Which bytes; empty conflicts with nothing.
     pub extent: Extent,

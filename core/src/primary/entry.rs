@@ -5,7 +5,7 @@ use super::write::Mirror;
 use crate::{ConnectionId, Errno, Outcome, Request};
 
 /// Where a request stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Phase {
     /// Not begun.
     Waiting,
@@ -20,7 +20,7 @@ pub(super) enum Phase {
 }
 
 /// What a primary remembers of one entry of its table.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 pub struct Work {
     pub(super) connection: ConnectionId,
     pub(super) request: Request,

@@ -27,6 +27,8 @@
 mod config;
 mod entry;
 mod flush;
+#[cfg(feature = "inspect")]
+mod inspect;
 mod operation;
 mod read;
 mod replica;
@@ -53,7 +55,7 @@ use entry::Phase;
 pub const REPLICAS_MAX: usize = 32;
 
 /// What a manager, or the coordinator of checkpoints, asks of a [`Primary`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Command {
     /// Start forwarding.

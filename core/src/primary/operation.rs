@@ -11,7 +11,7 @@ use crate::order::EntryIndex;
 use crate::{CommandId, ConnectionId, Event, Refused, Request, Stage};
 
 /// A barrier that is up.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 pub(super) struct Barrier {
     command: CommandId,
     is_urgent: bool,

@@ -10,7 +10,7 @@ use crate::order::EntryIndex;
 use crate::{Device, Errno, ErrorKind, Extent, Op, Outcome, Stage};
 
 /// One leg is asked, and another one if it fails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Read {
     /// Legs that have failed.
     failed: Legs,
@@ -18,7 +18,7 @@ pub(super) struct Read {
 }
 
 /// Parts from different legs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Gather {
     cursor: u64,
     failure: Option<Errno>,

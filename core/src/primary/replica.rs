@@ -12,17 +12,17 @@ use crate::{Device, Event, Extent, Refused, ReplicaState};
 /// standbys take 2; when all are taken another one is refused with [`Refused::NoRoom`]; at most 32.
 #[derive(Debug)]
 pub struct Replica<'m> {
-    words: Option<&'m mut [u64]>,
-    dirty: Option<Bitmap<'m>>,
-    link: Link,
-    is_behind: bool,
-    in_flight: u16,
-    told: Option<ReplicaState>,
+    pub(super) words: Option<&'m mut [u64]>,
+    pub(super) dirty: Option<Bitmap<'m>>,
+    pub(super) link: Link,
+    pub(super) is_behind: bool,
+    pub(super) in_flight: u16,
+    pub(super) told: Option<ReplicaState>,
 }
 
 /// Whether a replica belongs to the mirror.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Link {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Link {
     /// It was never attached.
     Unused,
     /// It was detached; what it misses goes on being marked.
@@ -72,6 +72,21 @@ impl<'m> Replica<'m> {
 
     pub(super) const fn is_behind(&self) -> bool {
         self.is_behind
+    }
+
+    /// Becomes what another one is; `None` if there are too few words.
+    #[cfg(feature = "inspect")]
+    pub(super) fn copy_from(&mut self, other: &Replica<'_>) -> Option<()> {
+        let words = self.words.take();
+        self.dirty = match &other.dirty {
+            Some(dirty) => Some(dirty.copied_into(words?)?),
+            None => None,
+        };
+        self.link = other.link;
+        self.is_behind = other.is_behind;
+        self.in_flight = other.in_flight;
+        self.told = other.told;
+        Some(())
     }
 
     const fn is_attached(&self) -> bool {

@@ -10,7 +10,7 @@ use crate::order::EntryIndex;
 use crate::{Device, Errno, ErrorKind, Op, Outcome, Stage};
 
 /// The disk and the replicas of a request, a bit each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Legs(u64);
 
 impl Legs {
@@ -62,7 +62,7 @@ impl Legs {
 }
 
 /// A request that every leg is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Mirror {
     /// Still to be asked.
     next: Legs,

@@ -12,7 +12,7 @@ use crate::{ConnectionId, Errno, Identity, Refused};
 pub type Connection = crate::connection::Connection<Client>;
 
 /// What a secondary remembers of a client.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 pub struct Client {
     pub(super) port: Port,
     pub(super) identity: Option<Identity>,

@@ -20,7 +20,7 @@ use crate::{
 const STEPS_MAX: u16 = 4;
 
 /// Where a step of the commit stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum CommitStep {
     /// Parts of this up to `cursor` are being read into scratch.
     Load { part: Extent, cursor: u64, has_failed: bool },

@@ -7,7 +7,7 @@ use super::keep::Keep;
 use crate::{BufferIndex, ConnectionId, Errno, Micros, Op, Outcome, Request};
 
 /// Where a request came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Origin {
     Replication,
     Guest,
@@ -16,7 +16,7 @@ pub(super) enum Origin {
 }
 
 /// Where a request stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Phase {
     /// Not begun.
     Waiting {
@@ -40,7 +40,7 @@ pub(super) enum Phase {
 }
 
 /// What a secondary remembers of one entry of its table.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 pub struct Work {
     pub(super) origin: Origin,
     pub(super) connection: ConnectionId,

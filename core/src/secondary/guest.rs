@@ -14,7 +14,7 @@ use crate::order::EntryIndex;
 use crate::{Data, Device, Errno, ErrorKind, Extent, Op, Outcome, Output, Stage, View};
 
 /// Where a walk stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Walk {
     /// Everything before this byte is under way or done.
     cursor: u64,
@@ -27,7 +27,7 @@ pub(super) struct Walk {
 }
 
 /// Which flushes of a guest's flush are to be started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct GuestFlush {
     buffer: bool,
     disk: bool,

@@ -26,16 +26,16 @@ use crate::{Data, Device, Errno, ErrorKind, Event, Extent, Outcome, Stage};
 
 /// Where a keep stands. Extents are whole granules, but for the end of the disk. A step is to be done while nothing is
 /// outstanding, and under way while its transfer is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Keep {
     /// What is left to look at.
     rest: Extent,
     /// Everything that is locked.
-    all: Extent,
+    pub(super) all: Extent,
     step: KeepStep,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum KeepStep {
     /// Look for the next part.
     Find,

@@ -32,6 +32,8 @@ mod commit;
 mod config;
 mod entry;
 mod guest;
+#[cfg(feature = "inspect")]
+mod inspect;
 mod keep;
 mod operation;
 mod replication;
@@ -66,7 +68,7 @@ pub enum Port {
 }
 
 /// What a manager, or the primary, asks of a [`Secondary`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Command {
     /// Start replication as `primary` or as secondary; the latter is the right one here.
@@ -133,7 +135,7 @@ pub enum Input {
 }
 
 /// How far a failover's commit has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Hash)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Progress {
     /// Bytes that the buffer stood for when the failover began.
@@ -167,7 +169,7 @@ pub struct Secondary<'m> {
 }
 
 /// Entries by what they do, so that no decision needs a walk over the table.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct Counts {
     replication: u16,
     guest: u16,

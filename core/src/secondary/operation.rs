@@ -11,13 +11,13 @@ use crate::connection::Open;
 use crate::{CommandId, ConnectionId, Errno, Event, Identity, Refused, Stage, View};
 
 /// The operation for which the barrier is up.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 pub(super) struct Pending {
     command: CommandId,
     purpose: Purpose,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 enum Purpose {
     Start,
     Checkpoint { force: bool },

@@ -3,7 +3,7 @@
 use crate::{ConnectionId, Identity, Micros, Stage, View};
 
 /// The stage, and what belongs to it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 pub(super) enum State {
     None,
     Running(Running),
@@ -13,7 +13,7 @@ pub(super) enum State {
 }
 
 /// Replicating.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Hash)]
 pub(super) struct Running {
     pub(super) view: View,
     /// An error was answered to the primary: something is missing here.
@@ -28,7 +28,7 @@ pub(super) struct Running {
 }
 
 /// Which connection may modify.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Hash)]
 pub(super) enum Claim {
     /// The next that modifies.
     #[default]
@@ -40,7 +40,7 @@ pub(super) enum Claim {
 }
 
 /// Committing the buffer into the disk.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Hash)]
 pub(super) struct Failover {
     /// The commit has looked at everything before this byte.
     pub(super) cursor: u64,
