@@ -81,7 +81,7 @@ impl Primary<'_> {
         result: Result<Outcome, Errno>,
     ) {
         match (result, device) {
-            (Ok(outcome), _) => return self.end(index, Ok(bounded(outcome, work.request.extent.length))),
+            (Ok(outcome), _) => return self.end(index, Ok(outcome.within(work.request.extent.length))),
             (Err(_), Device::Disk) => self.record(ErrorKind::PrimaryDisk),
             (Err(_), _) => self.record(ErrorKind::Forward),
         }
@@ -140,16 +140,5 @@ impl Primary<'_> {
         if work.outstanding == 0 {
             self.table.wake(index);
         }
-    }
-}
-
-/// A device's word on holes, cut to what was asked.
-const fn bounded(outcome: Outcome, limit: u64) -> Outcome {
-    match outcome {
-        Outcome::Status { is_hole, length } => {
-            let length = if length > limit { limit } else { length };
-            Outcome::Status { is_hole, length: if length == 0 { 1 } else { length } }
-        }
-        Outcome::Done => outcome,
     }
 }
