@@ -118,10 +118,14 @@ impl Primary<'_> {
         Step::Emit(self.transfer(index, device, Action::Read(data), part))
     }
 
-    /// A replica that has everything that the disk has lost.
+    /// A replica that has everything that the disk has lost. When stopped there is none: it may have taken over since, and
+    /// have rolled back.
     fn holder(&self) -> Option<Device> {
-        let is_holder =
-            |replica: &usize| self.lost_holders.has(Legs::replica(*replica)) && self.is_reachable(*replica);
+        let is_holder = |replica: &usize| {
+            self.stage == Stage::Running
+                && self.lost_holders.has(Legs::replica(*replica))
+                && self.is_reachable(*replica)
+        };
         (0..self.replicas.len()).find(is_holder).map(|replica| Device::Replica(replica as u8))
     }
 
