@@ -4,6 +4,9 @@ use twinblock_core::Extent;
 
 use crate::disk::range;
 
+/// Bytes that are compared at once.
+const CHUNK: usize = 64;
+
 /// Bytes, and which of them are known.
 #[derive(Debug)]
 pub(crate) struct Known {
@@ -30,11 +33,15 @@ impl Known {
     pub(crate) fn differing(&self, is: &[u8], start: u64, is_left_out: impl Fn(u64) -> bool) -> Option<u64> {
         let own = range(Extent { offset: start, length: is.len() as u64 });
         let (bytes, is_known) = (&self.bytes[own.clone()], &self.is_known[own]);
-        // The common case is quick.
-        if bytes == is {
-            return None;
-        }
-        let differs = |at: &usize| bytes[*at] != is[*at] && is_known[*at];
-        (0..is.len()).filter(differs).map(|at| start + at as u64).find(|byte| !is_left_out(*byte))
+        // Most of it is the same, and slices are compared quickly.
+        let differing = (0..is.len()).step_by(CHUNK).filter(|at| {
+            let chunk = *at..is.len().min(at + CHUNK);
+            bytes[chunk.clone()] != is[chunk]
+        });
+        differing
+            .flat_map(|at| at..is.len().min(at + CHUNK))
+            .filter(|at| bytes[*at] != is[*at] && is_known[*at])
+            .map(|at| start + at as u64)
+            .find(|byte| !is_left_out(*byte))
     }
 }
