@@ -118,6 +118,20 @@ pub enum Outcome {
     },
 }
 
+#[cfg(any(feature = "primary", feature = "secondary"))]
+impl Outcome {
+    /// A device's word on holes, cut to what was asked: a server that it comes from may say anything.
+    pub(crate) const fn within(self, limit: u64) -> Self {
+        match self {
+            Self::Status { is_hole, length } => {
+                let length = if length > limit { limit } else { length };
+                Self::Status { is_hole, length: if length == 0 { 1 } else { length } }
+            }
+            Self::Done => self,
+        }
+    }
+}
+
 /// The answer to one [`Request`]. Every request that a machine has taken is answered exactly once; only then may its
 /// data be used for something else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -92,8 +92,18 @@ impl FromStr for Address {
         if host.is_empty() {
             return refuse("the host is missing");
         }
+        if !is_host(host) {
+            return refuse("the host is neither a name nor an IP address");
+        }
         Ok(Self::Tcp { host: host.to_owned(), port })
     }
+}
+
+/// Whether a text has only what names and addresses of hosts are made of: what else there is could not be written in an
+/// address or a URI again.
+pub(crate) fn is_host(text: &str) -> bool {
+    let is_fit = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:%".contains(&byte);
+    !text.is_empty() && text.bytes().all(is_fit)
 }
 
 #[cfg(test)]

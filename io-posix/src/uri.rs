@@ -7,7 +7,7 @@ use std::str::FromStr;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use url::{Host, Url};
 
-use crate::address::Address;
+use crate::address::{Address, is_host};
 
 /// Where NBD servers listen unless told otherwise.
 pub const NBD_PORT: u16 = 10809;
@@ -117,7 +117,7 @@ fn parse(text: &str) -> Result<NbdUri, String> {
         (false, Some(_), _) => return Err("a socket belongs to nbd+unix://".into()),
         (false, None, host) => {
             let host = match host {
-                Some(Host::Domain(name)) if !name.is_empty() => decode(name)?,
+                Some(Host::Domain(name)) if !name.is_empty() => host_name(name)?,
                 Some(Host::Ipv4(ip)) => ip.to_string(),
                 Some(Host::Ipv6(ip)) => ip.to_string(),
                 _ => return Err("the host is missing".into()),
@@ -126,6 +126,15 @@ fn parse(text: &str) -> Result<NbdUri, String> {
         }
     };
     Ok(NbdUri { address, export })
+}
+
+/// A host's name; what only percent signs can bring into it belongs to no name.
+fn host_name(text: &str) -> Result<String, String> {
+    let name = decode(text)?;
+    if !is_host(&name) || name.contains([':', '%']) {
+        return Err(format!("'{}' is no host", name.escape_debug()));
+    }
+    Ok(name)
 }
 
 fn find_socket(query: Option<&str>) -> Result<Option<String>, String> {

@@ -169,7 +169,7 @@ fn read(path: &Path) -> io::Result<String> {
 }
 
 /// Reads a file's text; `origin` is what refusals call it.
-fn parse(text: &str, origin: &str) -> Result<DaemonSpec, String> {
+pub(crate) fn parse(text: &str, origin: &str) -> Result<DaemonSpec, String> {
     let file: Described = toml::from_str(text).map_err(|error| {
         let message = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
         match error.span() {

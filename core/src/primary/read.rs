@@ -81,7 +81,7 @@ impl Primary<'_> {
         result: Result<Outcome, Errno>,
     ) {
         match (result, device) {
-            (Ok(outcome), _) => return self.end(index, Ok(bounded(outcome, work.request.extent.length))),
+            (Ok(outcome), _) => return self.end(index, Ok(outcome.within(work.request.extent.length))),
             (Err(_), Device::Disk) => self.record(ErrorKind::PrimaryDisk),
             (Err(_), _) => self.record(ErrorKind::Forward),
         }
@@ -118,10 +118,14 @@ impl Primary<'_> {
         Step::Emit(self.transfer(index, device, Action::Read(data), part))
     }
 
-    /// A replica that has everything that the disk has lost.
+    /// A replica that has everything that the disk has lost. When stopped there is none: it may have taken over since, and
+    /// have rolled back.
     fn holder(&self) -> Option<Device> {
-        let is_holder =
-            |replica: &usize| self.lost_holders.has(Legs::replica(*replica)) && self.is_reachable(*replica);
+        let is_holder = |replica: &usize| {
+            self.stage == Stage::Running
+                && self.lost_holders.has(Legs::replica(*replica))
+                && self.is_reachable(*replica)
+        };
         (0..self.replicas.len()).find(is_holder).map(|replica| Device::Replica(replica as u8))
     }
 
@@ -140,16 +144,5 @@ impl Primary<'_> {
         if work.outstanding == 0 {
             self.table.wake(index);
         }
-    }
-}
-
-/// A device's word on holes, cut to what was asked.
-const fn bounded(outcome: Outcome, limit: u64) -> Outcome {
-    match outcome {
-        Outcome::Status { is_hole, length } => {
-            let length = if length > limit { limit } else { length };
-            Outcome::Status { is_hole, length: if length == 0 { 1 } else { length } }
-        }
-        Outcome::Done => outcome,
     }
 }

@@ -2,6 +2,7 @@ mod bounds;
 mod hurried;
 mod legs;
 mod reads;
+mod stopped;
 
 use std::vec;
 use std::vec::Vec;

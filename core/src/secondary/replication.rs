@@ -87,7 +87,7 @@ impl Secondary<'_> {
                 self.note_miss();
             }
         }
-        self.end(index, result);
+        self.end(index, result.map(|outcome| outcome.within(work.request.extent.length)));
         if self.counts.keeping != 0 && self.stage() != Stage::Running {
             self.wake_where(|work| matches!(work.phase, Phase::Keep(_)));
         }

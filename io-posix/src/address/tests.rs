@@ -27,6 +27,8 @@ fn what_is_no_address_is_refused_with_the_reason() {
         ("tcp:::1:1", "an IPv6 address needs brackets"),
         ("tcp:[::1:1", "a bracket is not closed"),
         ("tcp:[]:1", "the host is missing"),
+        ("tcp:a b:1", "the host is neither a name nor an IP address"),
+        ("tcp:[[x]:1", "the host is neither a name nor an IP address"),
     ];
     for (text, reason) in table {
         assert_eq!(parse(text), Err(reason), "{text}");

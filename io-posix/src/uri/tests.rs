@@ -49,6 +49,8 @@ fn what_cannot_be_used_is_refused_with_the_reason() {
         ("nbd+unix://host/x?socket=/a", "no host"),
         ("nbd://h/%ff", "UTF-8"),
         ("nbd://h/a%00b", "zero byte"),
+        ("nbd://\"memory\"%20b", "is no host"),
+        ("nbd://a%3ab/x", "'a:b' is no host"),
     ];
     for (text, part) in table {
         let error = text.parse::<NbdUri>().expect_err(text).to_string();

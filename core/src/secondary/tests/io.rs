@@ -4,7 +4,7 @@ use std::vec::Vec;
 use std::{assert, assert_eq, vec};
 
 use super::rig::{GRANULE, GUEST, PRIMARY, Rig, SIZE};
-use crate::block::Capabilities;
+use crate::block::{Capabilities, Completion};
 use crate::buffer::Spot;
 use crate::secondary::{Command, Input, WhenFull};
 use crate::{Device, Errno, ErrorKind, Extent, Op, Outcome, Refused, Request, RequestId, Stage};
@@ -383,4 +383,17 @@ fn requests_are_whole_blocks_of_the_disk_and_of_the_buffer() {
     let data = Data { buffer: BufferIndex(1), offset: 0, length: 100 };
     let read = Request::whole(RequestId(1), Op::Read(data), Extent { offset: 0, length: 100 });
     assert_eq!(machine.handle_input(now, Input::Request(GUEST, read)), Err(Refused::BadRequest));
+}
+
+#[test]
+fn a_disk_that_says_nonsense_of_its_holes_is_not_believed() {
+    for (said, told) in [(0, 1), (GRANULE, GRANULE), (u64::MAX, 2048)] {
+        let mut rig = Rig::with(WhenFull::Stall, Capabilities::STATUS);
+        rig.start();
+        let id = rig.request(PRIMARY, Op::Status, 0, 2048);
+        let (device, transfer) = rig.queue.pop_front().unwrap();
+        let result = Ok(Outcome::Status { is_hole: true, length: said });
+        rig.offer(Input::Completed(device, Completion { tag: transfer.tag, result })).unwrap();
+        assert_eq!(rig.reply(id), Some(Ok(Outcome::Status { is_hole: true, length: told })), "{said}");
+    }
 }

@@ -1,0 +1,20 @@
+//! SEMANTICS.md, "Stages": a primary that was stopped has its disk alone.
+
+use super::*;
+
+#[test]
+fn a_stopped_primary_does_not_read_from_a_replica_that_may_have_taken_over() {
+    let mut bench = Bench::running();
+    let id = bench.write(0, 512);
+    bench.end(Device::Disk, IO);
+    bench.ok(FIRST);
+    bench.ok(SECOND);
+    assert_eq!(bench.reply(id), DONE);
+    bench.command(Command::Stop).unwrap();
+    let id = bench.read(0, 512);
+    assert_eq!(bench.devices(), [], "its failover has rolled this write back");
+    assert_eq!(bench.reply(id), Some(IO));
+    bench.command(Command::Start { primary: true }).unwrap();
+    bench.read(0, 512);
+    assert_eq!(bench.devices(), [FIRST]);
+}
