@@ -269,4 +269,12 @@ pub const PATTERNS: &[Pattern] = &[
         reason: "a late answer of one that was left out meanwhile",
         is_rare: true,
     },
+    Pattern {
+        side: Side::Secondary,
+        inputs: "disk failed",
+        stages: "failover-failed",
+        troubles: "dead",
+        reason: "a guest's request that fails between a commit that failed and its repetition",
+        is_rare: true,
+    },
 ];
