@@ -12,8 +12,10 @@ use crate::address::{Address, is_host};
 /// Where NBD servers listen unless told otherwise.
 pub const NBD_PORT: u16 = 10809;
 
-/// What stays as it is when a URI is written.
-const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
+/// What is encoded when a URI is written, slashes too.
+const WITH_SLASHES: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+/// The same, but slashes stay as they are.
+const ENCODED: &AsciiSet = &WITH_SLASHES.remove(b'/');
 
 /// An export of an NBD server.
 ///
@@ -43,7 +45,9 @@ impl NbdUri {
 
 impl fmt::Display for NbdUri {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let export = utf8_percent_encode(&self.export, ENCODED);
+        // A path loses its dots when it is read, unless its slashes are no slashes of a path.
+        let has_dots = self.export.split('/').any(|part| matches!(part, "." | ".."));
+        let export = utf8_percent_encode(&self.export, if has_dots { WITH_SLASHES } else { ENCODED });
         match &self.address {
             Address::Unix(path) => {
                 let path = path.to_string_lossy();
@@ -99,7 +103,7 @@ fn parse(text: &str) -> Result<NbdUri, String> {
         "nbds" | "nbds+unix" => return Err("TLS is not supported".into()),
         other => return Err(format!("'{other}' is not a scheme of NBD")),
     };
-    if !text.contains("://") {
+    if !url.as_str().get(url.scheme().len()..).is_some_and(|rest| rest.starts_with("://")) {
         return Err("it has no //".into());
     }
     if !url.username().is_empty() || url.password().is_some() {

@@ -298,6 +298,9 @@ impl World<'_> {
                 assert!(!*raised && self.command.is_some(), "a barrier is raised once");
                 *raised = true;
             }
+            Output::Hurry(volume) => {
+                assert!(self.raised[usize::from(volume.0)], "no barrier to hurry");
+            }
             Output::Release { volume, is_checkpoint } => {
                 let raised = &mut self.raised[usize::from(volume.0)];
                 assert!(std::mem::take(raised), "a barrier is released once");

@@ -89,7 +89,7 @@ pub(super) struct Peer {
     asked: Vec<Asked>,
     /// The request whose pieces come now.
     current: usize,
-    /// Two requests of one name are in flight: which one a reply is for cannot be told.
+    /// Two requests of one name are in flight: which one a reply is for, and so how long it is, cannot be told.
     is_ambiguous: bool,
 }
 
@@ -281,6 +281,9 @@ impl Peer {
 
     /// The server says this.
     pub(super) fn heard(&mut self, bytes: &[u8]) {
+        if self.is_ambiguous {
+            return;
+        }
         self.heard.extend(bytes);
         while let Some(count) = self.hear() {
             self.heard.drain(..count);
@@ -364,9 +367,7 @@ impl Peer {
         assert!(!(self.is_structured && is_data), "data in a simple reply");
         let count = SIMPLE_REPLY_BYTES + if is_data { asked.header.length as usize } else { 0 };
         let data = self.heard.get(SIMPLE_REPLY_BYTES..count)?;
-        if !self.is_ambiguous {
-            check_data(data, asked.header.offset);
-        }
+        check_data(data, asked.header.offset);
         asked.parts.push(asked.extent());
         self.ended(index, error == 0);
         Some(count)
@@ -388,14 +389,12 @@ impl Peer {
                 let offset = fields.u64().expect("an offset");
                 let part = Extent::new(offset, u64::from(length) - 8).expect("an end");
                 assert!(!part.is_empty());
-                if !self.is_ambiguous {
-                    assert_eq!(asked.header.command, command::READ, "data nobody asked for");
-                    assert!(asked.extent().contains(&part), "data outside of what was asked for");
-                    assert!(asked.parts.iter().all(|other| !other.overlaps(&part)), "data twice");
-                    let is_whole = !asked.header.flags.contains(CommandFlags::DF) || part == asked.extent();
-                    assert!(is_whole, "fragments in spite of DF");
-                    check_data(fields.0, offset);
-                }
+                assert_eq!(asked.header.command, command::READ, "data nobody asked for");
+                assert!(asked.extent().contains(&part), "data outside of what was asked for");
+                assert!(asked.parts.iter().all(|other| !other.overlaps(&part)), "data twice");
+                let is_whole = !asked.header.flags.contains(CommandFlags::DF) || part == asked.extent();
+                assert!(is_whole, "fragments in spite of DF");
+                check_data(fields.0, offset);
                 asked.parts.push(part);
             }
             chunk::BLOCK_STATUS => {
@@ -406,8 +405,8 @@ impl Peer {
                     total += u64::from(length);
                 }
                 assert!(fields.0.is_empty() && total != 0);
-                assert!(self.is_ambiguous || total <= u64::from(asked.header.length));
-                assert!(self.is_ambiguous || asked.header.command == command::BLOCK_STATUS);
+                assert!(total <= u64::from(asked.header.length));
+                assert_eq!(asked.header.command, command::BLOCK_STATUS);
             }
             _ => {
                 assert!(kind & chunk::ERROR_BIT != 0 && fields.u32().is_some_and(|number| number != 0));
@@ -427,9 +426,6 @@ impl Peer {
     fn ended(&mut self, index: usize, is_ok: bool) {
         let asked = &mut self.asked[index];
         asked.is_answered = true;
-        if self.is_ambiguous {
-            return;
-        }
         let header = asked.header;
         if header.command == command::BLOCK_STATUS {
             assert!(!(is_ok && asked.is_wrong));
@@ -455,6 +451,9 @@ impl Peer {
 
     /// Every request that came whole has its answer.
     pub(super) fn assert_answered(&self) {
+        if self.is_ambiguous {
+            return;
+        }
         let forgotten = self.unanswered().find(|asked| asked.is_whole);
         assert!(forgotten.is_none(), "no answer to {:?}", forgotten.map(|asked| asked.header));
         assert!(self.heard.is_empty(), "half a message: {:?}", self.heard);
