@@ -94,10 +94,10 @@ impl<'w, W: Write> Emitter<'w, W> {
         self.scalar(&boolean)
     }
 
-    /// JSON text as it is.
+    /// JSON text as it is, but for line ends, which can only stand between its values: a message is one line.
     pub(super) fn raw(&mut self, json: &str) -> fmt::Result {
         self.separate()?;
-        self.out.write_str(json)
+        json.split(['\r', '\n']).try_for_each(|part| self.out.write_str(part))
     }
 
     pub(super) fn text_member(&mut self, name: &str, text: impl Display) -> fmt::Result {

@@ -92,6 +92,15 @@ fn errors_carry_their_class_and_the_id() {
 }
 
 #[test]
+fn an_id_of_several_lines_comes_back_in_one() {
+    let mut scratch = [0; 64];
+    let parsed = parse(b"{\"execute\": \"quit\", \"id\": {\"a\": [1, null\r\n]}}", &mut scratch);
+    let (line, value) = written(|out| write_answer(out, &Answer::Done, parsed.id));
+    assert_eq!(line, r#"{"return": {}, "id": {"a": [1, null]}}"#);
+    assert_eq!(value["id"], json!({"a": [1, null]}));
+}
+
+#[test]
 fn events_have_the_shape_that_qmp_gives_them() {
     let expected = [
         (Event::Stage(Stage::Failover), "REPLICATION_STAGE", json!({"volume": "vda", "stage": "failover"})),
