@@ -249,7 +249,7 @@ impl Peer {
                 fua == is_fua
             }
             (Op::WriteZeroes { may_unmap, fast, fua }, command::TRIM | command::WRITE_ZEROES) => {
-                may_unmap == !(is_zeroes && flags.contains(CommandFlags::NO_HOLE))
+                may_unmap != (is_zeroes && flags.contains(CommandFlags::NO_HOLE))
                     && fast == (is_zeroes && flags.contains(CommandFlags::FAST_ZERO))
                     && fua == is_fua
             }
