@@ -91,6 +91,8 @@ impl Secondary<'_> {
         match running.claim {
             Claim::Free => {
                 running.claim = Claim::Held { connection, identity };
+                // It came while somebody else's prepare was waited for, and would be part of what that one commits.
+                running.prepared = running.prepared.filter(|(prepared, _)| identity == Some(*prepared));
                 Permission::Granted
             }
             Claim::Held { connection: holder, .. } if holder == connection => Permission::Granted,

@@ -239,10 +239,8 @@ impl Secondary<'_> {
                 Ok(())
             }
             Purpose::Checkpoint { force } => self.checkpoint(force),
-            Purpose::Commit => {
-                self.next_epoch();
-                Ok(())
-            }
+            // A piece that the prepare did not wait for may have failed since.
+            Purpose::Commit => self.checkpoint(false),
             Purpose::Drop => {
                 self.refuse_held(Errno::Shutdown);
                 self.state = State::Done;

@@ -204,3 +204,23 @@ fn the_rest_of_a_request_that_is_held_does_not_undo_the_prepare_that_has_counted
     rig.run();
     assert_eq!(rig.outcome(Command::Commit { epoch: 1, claim: NAME }), Ok(()));
 }
+
+#[test]
+fn a_piece_that_fails_after_the_commit_was_taken_leaves_the_view_at_the_last_checkpoint() {
+    let mut rig = filled(WhenFull::Stall, 0);
+    let piece = |rig: &mut Rig, id, offset, is_first| {
+        let op = Op::WriteZeroes { may_unmap: false, fast: false, fua: false };
+        let extent = Extent { offset, length: 512 };
+        let request = Request { id: RequestId(id), op, extent, is_first, is_last: !is_first };
+        rig.offer(Input::Request(PRIMARY, request)).unwrap();
+    };
+    rig.write(PRIMARY, 3584, b"held");
+    piece(&mut rig, 90, 0, true);
+    rig.run();
+    assert_eq!(rig.outcome(Command::Prepare { epoch: 1, claim: NAME, modifications: 3 }), Ok(()));
+    piece(&mut rig, 91, 512, false);
+    rig.command(Command::Commit { epoch: 1, claim: NAME }).unwrap();
+    rig.complete(0, Err(Errno::Io));
+    assert_eq!((rig.reply(91), rig.answers.last()), (Some(Err(Errno::Io)), Some(&Err(Refused::Missing))));
+    assert_eq!(rig.machine.epoch(), 1);
+}

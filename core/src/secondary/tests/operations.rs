@@ -314,3 +314,16 @@ fn what_another_primary_tries_undoes_no_prepare_and_holds_up_no_checkpoint() {
     assert_eq!(rig.outcome(Command::Commit { epoch: 1, claim: NAME }), Ok(()));
     assert_eq!(rig.outcome(CHECKPOINT), Ok(()));
 }
+
+#[test]
+fn another_primary_that_takes_a_free_claim_undoes_a_prepare_that_it_has_waited_for() {
+    let mut rig = Rig::running();
+    let stranger = ConnectionId(3);
+    rig.open(stranger, Port::Replication, None);
+    rig.write(GUEST, 1024, b"guest");
+    rig.command(Command::Prepare { epoch: 1, claim: NAME, modifications: 0 }).unwrap();
+    rig.write(stranger, 2048, b"late");
+    rig.run();
+    assert_eq!(rig.answers, [Ok(())]);
+    assert_eq!(rig.command(Command::Commit { epoch: 1, claim: NAME }), Err(Refused::OtherClaim));
+}
