@@ -46,6 +46,7 @@ impl State<'_> {
     pub(super) fn checkpointed(&self, is_taken: bool) {
         let is_there = self.around.model.taken == self.around.control.round;
         assert!(!is_taken || is_there, "a checkpoint that was not taken is reported");
+        assert!(is_taken || self.around.model.is_disturbed, "a checkpoint fails for nothing");
     }
 
     /// Everything that must hold between two steps.

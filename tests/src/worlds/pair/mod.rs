@@ -213,6 +213,8 @@ struct Model {
     snapshots: [[Mask; BLOCKS]; ROUNDS],
     /// Number of the checkpoint that was taken last.
     taken: u8,
+    /// Something has happened that is a reason for a checkpoint to fail.
+    is_disturbed: bool,
 }
 
 /// Symbol of what was there from the start.
@@ -262,6 +264,7 @@ impl Around {
                 stage: Stage::Running,
                 snapshots: [[0; BLOCKS]; ROUNDS],
                 taken: 0,
+                is_disturbed: false,
             },
             inputs_left,
             faults_left: 0,

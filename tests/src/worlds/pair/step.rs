@@ -134,6 +134,12 @@ impl State<'_> {
     }
 
     pub(super) fn take(&mut self, step: Step) {
+        self.around.model.is_disturbed |= match step {
+            Step::Act(act) => matches!(act, Act::Cut | Act::GiveUp | Act::Failover),
+            Step::Disk(_, end) | Step::Buffer(_, end) => end != End::Done,
+            Step::Time => true,
+            _ => false,
+        };
         match step {
             Step::Act(act) => self.act(act),
             Step::Primary(nth) => {
