@@ -21,10 +21,6 @@ impl<T> Connection<T> {
 #[derive(Clone, Copy, Debug, Hash)]
 pub(crate) struct Open<T> {
     pub(crate) connection: ConnectionId,
-    #[cfg_attr(
-        not(any(feature = "secondary", feature = "inspect")),
-        expect(dead_code, reason = "only the secondary asks who a client is")
-    )]
     pub(crate) about: T,
     /// Modifications received, whole requests.
     pub(crate) modifications: u64,
