@@ -77,7 +77,7 @@ pub enum Command {
         /// A checkpoint was taken in it.
         is_checkpoint: bool,
     },
-    /// Stop forwarding.
+    /// Stop forwarding. A barrier that is reached stays up until [`Command::Release`].
     Stop,
     /// Mirror to the replica with this index from now on.
     Attach {

@@ -32,7 +32,7 @@ impl Primary<'_> {
                 self.enter_stage(Stage::Running);
             }
             Command::Stop if self.stage == Stage::Running => {
-                self.lower_barrier(Refused::NotRunning);
+                self.give_up_barrier();
                 self.errors.clear();
                 self.enter_stage(Stage::Done);
             }
@@ -132,6 +132,14 @@ impl Primary<'_> {
             work.is_after_barrier = true;
         }
         is_reached
+    }
+
+    /// Ends a barrier that is not reached. One that is reached stays up until its release: the replicas may be about to
+    /// take that moment over, and a start could bring them modifications of later before they have.
+    fn give_up_barrier(&mut self) {
+        if self.barrier.is_some_and(|barrier| !barrier.is_reached) {
+            self.lower_barrier(Refused::NotRunning);
+        }
     }
 
     /// Everything that waited for the barrier goes on. One that was not reached is answered with `reason`.

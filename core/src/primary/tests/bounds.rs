@@ -76,7 +76,7 @@ fn the_epoch_counts_starts_and_checkpoints() {
 }
 
 #[test]
-fn a_stop_and_a_start_clear_the_errors_and_a_stop_ends_a_barrier() {
+fn a_stop_and_a_start_clear_the_errors_and_a_stop_ends_a_barrier_that_is_not_reached() {
     let mut bench = Bench::running();
     for _ in 0..2 {
         let id = bench.write(0, 512);
@@ -102,6 +102,22 @@ fn a_stop_and_a_start_clear_the_errors_and_a_stop_ends_a_barrier() {
     let answers: Vec<_> = bench.answers.iter().map(|(_, result)| *result).collect();
     assert_eq!(answers, [Err(Refused::NotRunning), Ok(())]);
     assert_eq!(bench.machine.errors().first(), None);
+}
+
+#[test]
+fn a_barrier_that_is_reached_outlasts_a_stop_and_a_start() {
+    let mut bench = Bench::running();
+    bench.command(Command::Barrier { is_urgent: false }).unwrap();
+    let id = bench.write(0, 512);
+    bench.command(Command::Stop).unwrap();
+    bench.command(Command::Start { primary: true }).unwrap();
+    assert_eq!(bench.command(Command::Barrier { is_urgent: false }), Err(Refused::InProgress));
+    assert!(bench.transfers.is_empty(), "what came after the barrier waits for its release");
+    bench.command(Command::Release { is_checkpoint: true }).unwrap();
+    bench.end(Device::Disk, Ok(Outcome::Done));
+    bench.ok(FIRST);
+    bench.ok(SECOND);
+    assert_eq!(bench.reply(id), DONE);
 }
 
 #[test]

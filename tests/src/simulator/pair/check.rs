@@ -17,7 +17,8 @@ impl World<'_> {
             assert!(matches!(volume.barrier, Barrier::Down), "C2: a barrier is still up");
         }
         for place in self.places() {
-            assert!(self.standby(place).is_idle(), "a secondary has left requests unanswered");
+            let standby = self.standby(place);
+            assert!(standby.is_idle(), "a secondary has left requests unanswered: {}", standby.left());
         }
     }
 
@@ -124,8 +125,12 @@ impl World<'_> {
     /// While the barrier is up, a checkpoint holds everything that was answered. Once the link is cut the primary answers
     /// without the replica, while a commit may be on its way: that checkpoint is the moment before.
     pub(super) fn check_commit(&self, place: Place) {
-        let Barrier::Reached { .. } = self.volumes[place.volume].barrier else { return };
-        if self.is_primary_dead || self.standby(place).session.is_none() {
+        let this = &self.volumes[place.volume];
+        let Barrier::Reached { connections, .. } = &this.barrier else { return };
+        let is_same = connections[place.replica] == this.ways[place.replica].connections;
+        let is_up =
+            this.active.machine().replica(place.replica as u8).is_some_and(|status| status.is_connected);
+        if self.is_primary_dead || !is_same || !is_up || self.standby(place).session.is_none() {
             return;
         }
         let now = self.snapshot(place.volume);

@@ -136,7 +136,12 @@ impl World<'_> {
         assert_eq!(expected, result, "{wanted:?}");
         self.check_trouble(volume);
         match wanted {
-            Command::Stop if result.is_ok() => self.volumes[volume].barrier = Barrier::Down,
+            Command::Stop if result.is_ok() => {
+                let barrier = &mut self.volumes[volume].barrier;
+                if matches!(barrier, Barrier::Raised(_)) {
+                    *barrier = Barrier::Down;
+                }
+            }
             Command::Detach { replica } if result.is_ok() => {
                 self.cut(Place { volume, replica: replica.into() });
             }

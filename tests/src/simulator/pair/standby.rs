@@ -382,12 +382,9 @@ impl<'m> Standby<'m> {
         if epoch != self.epoch {
             assert_eq!(epoch, self.epoch + 1);
             self.epoch = epoch;
-            // What is missing after a commit was taken does not concern it.
-            if !matches!(asker, Asker::Commit(_)) {
-                let may_lack = matches!(asker, Asker::Force) || epoch == 1;
-                assert!(may_lack || !self.lacks_something, "a checkpoint although something is missing");
-                self.lacks_something = false;
-            }
+            let may_lack = matches!(asker, Asker::Force) || epoch == 1;
+            assert!(may_lack || !self.lacks_something, "a checkpoint although something is missing");
+            self.lacks_something = false;
             self.epoch_ended();
         }
         match asker {
@@ -477,9 +474,20 @@ impl<'m> Standby<'m> {
         }
     }
 
+    /// What keeps it from being idle.
+    pub(super) fn left(&self) -> String {
+        let Self { clients, asked, .. } = self;
+        let asked: Vec<_> = asked.iter().map(|(command, _)| command).collect();
+        let ending = clients.open.iter().filter(|client| client.is_ending).count();
+        let in_flight = self.machine().in_flight();
+        format!("{asked:?}, {:?}, {in_flight} in flight, {ending} connections that end", clients.flying)
+    }
+
     pub(super) fn is_idle(&self) -> bool {
+        // One that came after its connection was lost waits for modifications that nobody sends any more.
+        let is_late = |(_, asker): &(CommandId, Asker)| matches!(asker, Asker::Prepare(..));
         self.clients.is_idle()
-            && self.asked.is_empty()
+            && self.asked.iter().all(is_late)
             && self.device().in_flight() + self.buffer().in_flight() == 0
             && self.machine().in_flight() == 0
             && self.clients.open.iter().all(|client| !client.is_ending)

@@ -196,7 +196,11 @@ impl World<'_> {
                 self.model.forgive();
                 self.epoch_ended();
             }
-            (Command::Commit { .. }, Ok(())) if is_running => self.epoch_ended(),
+            (Command::Commit { .. }, Ok(())) if is_running => {
+                let is_missing = self.model.has_missed || self.model.is_in_doubt;
+                assert!(!is_missing, "a checkpoint of the pair while something is missing");
+                self.epoch_ended();
+            }
             (Command::Prepare { claim, modifications, .. }, Ok(())) => self.prepared(claim, modifications),
             (_, Ok(())) => assert!(!asked.is_pending || self.model.stage == Stage::Done, "{asked:?}"),
             (Command::Prepare { .. }, Err(refused)) => assert!(
@@ -210,7 +214,7 @@ impl World<'_> {
                 ),
                 "{refused:?}"
             ),
-            (Command::Checkpoint { force: false }, Err(Refused::Missing)) => {
+            (Command::Checkpoint { force: false } | Command::Commit { .. }, Err(Refused::Missing)) => {
                 assert!(self.machine().is_behind());
             }
             (Command::Checkpoint { .. } | Command::Commit { .. }, Err(Refused::NotRunning)) => {

@@ -68,11 +68,11 @@ impl World<'_> {
             Op::Flush => self.check_flush(flying),
             Op::Write { fua, .. } | Op::WriteZeroes { fua, .. } => {
                 self.written(flying);
-                // In a failover a neighbour of the same granule moves zeroes that were remembered to the disk; that is
-                // made durable by the flush before Done.
+                // A neighbour of the same granule moves zeroes that were remembered: to a slot while the view is a
+                // buffer's, which no crash outlives, and to the disk in a failover, which flushes before Done.
                 let may_be_moved = flying.port == Port::Guest
                     && matches!(flying.request.op, Op::WriteZeroes { .. })
-                    && matches!(self.model.stage, Stage::Failover | Stage::FailoverFailed);
+                    && self.model.stage != Stage::Done;
                 if fua && !may_be_moved {
                     self.check_durable(flying.port, flying.extent(), 0..u64::MAX);
                 }

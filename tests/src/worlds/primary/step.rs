@@ -317,7 +317,8 @@ impl State<'_> {
         match *wanted {
             Command::Start { .. } => around.model.stage = Stage::Running,
             Command::Stop => {
-                goes_on = around.model.stage == Stage::Running;
+                goes_on = around.model.stage == Stage::Running
+                    && around.model.barrier.is_some_and(|barrier| !barrier.is_reached);
                 around.model.stage = Stage::Done;
             }
             Command::Release { .. } => goes_on = true,
