@@ -232,8 +232,8 @@ impl Coverage {
         })
     }
 
-    /// What is wrong with the table: cells that are empty and could be met, cells that were met and are declared
-    /// impossible, and declarations that speak of no cell.
+    /// What is wrong with the table: cells that were met and are declared impossible, and declarations that speak of no
+    /// cell; and, apart, cells that are empty and could be met.
     #[must_use]
     pub fn verdict(&self) -> Verdict {
         let mut verdict = Verdict::default();
@@ -251,7 +251,7 @@ impl Coverage {
                         verdict.wrong.push(format!("met and declared impossible: {cell}"));
                     }
                 }
-                None if cell.count == 0 => verdict.wrong.push(format!("never met: {cell}")),
+                None if cell.count == 0 => verdict.empty.push(format!("never met: {cell}")),
                 None => {}
             }
         }
@@ -277,6 +277,8 @@ pub struct Verdict {
     pub rare: usize,
     /// What must not be.
     pub wrong: Vec<String>,
+    /// What could have been met and was not; more seeds may.
+    pub empty: Vec<String>,
 }
 
 impl fmt::Display for Verdict {

@@ -33,6 +33,8 @@ pub struct Settings {
     pub steps: u64,
     /// Percent of the requests that aim at one small region.
     pub focus_percent: u32,
+    /// Nothing goes wrong: what happens without any trouble is worth as many tries as the rest.
+    pub is_calm: bool,
 }
 
 /// Any of these.
@@ -90,7 +92,18 @@ impl Settings {
             faults,
             steps: rng.u64(200..600),
             focus_percent: pick(rng, &[0, 50, 90]),
+            is_calm: false,
         }
+    }
+
+    /// The same without any trouble, as far as settings are a cause of it.
+    #[must_use]
+    pub fn calmed(mut self) -> Self {
+        let granule_bytes = u64::from(self.config.granule_bytes);
+        let granules = self.disk.size_bytes.div_ceil(granule_bytes);
+        self.buffer.size_bytes = 3 * granules * granule_bytes;
+        self.nodes = Index::nodes_for(2 * granules as usize + 2);
+        Self { is_index_ample: true, depth: usize::MAX, faults: Faults::NONE, is_calm: true, ..self }
     }
 
     /// A disk whose end may lie within a granule.

@@ -61,13 +61,17 @@ impl World<'_> {
         self.drain();
     }
 
+    /// Whether everything that a client has asked is answered.
+    pub(super) fn may_leave(&self, client: usize) -> bool {
+        let Client { connection, outbox, .. } = &self.clients[client];
+        outbox.is_empty() && self.flying.iter().all(|flying| flying.connection != *connection)
+    }
+
     /// A client goes: cleanly only with nothing unanswered.
     pub(super) fn close(&mut self, client: usize) {
+        let is_clean = self.may_leave(client) && (self.settings.is_calm || self.rng.bool());
         let client = self.clients.swap_remove(client);
         let connection = client.connection;
-        let is_idle =
-            client.outbox.is_empty() && self.flying.iter().all(|flying| flying.connection != connection);
-        let is_clean = is_idle && self.rng.bool();
         self.trace(|_| format!("close {connection:?} clean={is_clean}"));
         // What it has not sent will never come: nobody can wait for the whole of such a request.
         for piece in &client.outbox {

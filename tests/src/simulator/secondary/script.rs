@@ -80,7 +80,7 @@ impl World<'_> {
 
     fn pass_time(&mut self) {
         // Seldom the clock jumps.
-        let is_jump = self.rng.u8(..16) == 0;
+        let is_jump = self.rng.u8(..16) == 0 && !self.settings.is_calm;
         self.has_jumped |= is_jump;
         let bits = if is_jump { self.rng.u8(16..40) } else { self.rng.u8(..16) };
         let span = self.rng.u64(1..=1 << bits);
@@ -92,7 +92,9 @@ impl World<'_> {
         if !self.clients.is_empty() {
             let told = self.clients.iter().position(|client| client.is_told_to_close);
             let client = told.unwrap_or_else(|| self.rng.usize(..self.clients.len()));
-            self.close(client);
+            if !self.settings.is_calm || self.may_leave(client) {
+                self.close(client);
+            }
         }
     }
 
