@@ -99,7 +99,8 @@ impl World<'_> {
         }
         for (replica, standby) in this.standbys.iter().enumerate() {
             let status = this.active.machine().replica(replica as u8).expect("there is such a place");
-            let was_there = this.ways[replica].up_since < taken_at && this.active.is_running();
+            let has_run = this.active.is_running() && this.active.running_since < taken_at;
+            let was_there = this.ways[replica].up_since < taken_at && has_run;
             let is_twin = matches!(standby.machine().stage(), Stage::None | Stage::Running);
             if status.is_attached && status.is_connected && !status.is_behind && was_there && is_twin {
                 this.active.check_flushed(standby.device(), taken_at);
