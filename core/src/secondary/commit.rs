@@ -49,7 +49,9 @@ impl Secondary<'_> {
             return self.counts.commit == 0 && self.enter_ended(State::FailoverFailed);
         }
         let steps_max = if self.counts.guest == 0 { STEPS_MAX } else { 1 };
-        let steps_max = steps_max.min(self.spare_places() as u16);
+        // One may still be lent to the rest of a request that a checkpoint has waited for; the ports' own are not taken.
+        let lent = self.counts.replication.saturating_sub(self.config.replication_requests);
+        let steps_max = steps_max.min((self.spare_places() as u16).saturating_sub(lent));
         if self.counts.commit >= steps_max || self.table.is_full() {
             return false;
         }
