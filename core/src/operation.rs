@@ -168,6 +168,8 @@ pub enum Refused {
     CommitPending,
     /// Manager: no replica is left that a checkpoint could include.
     NoReplica,
+    /// Manager: the secondary follows its primary no longer: it takes over, has taken over, or was stopped.
+    TakenOver,
     /// Peer: a prepare or commit names another epoch.
     StaleEpoch {
         /// The epoch of this volume.

@@ -44,6 +44,9 @@ impl fmt::Display for RefusalText<'_> {
                 write!(f, "guest data of volume '{v}' is still in its buffer after a failed commit")?;
             }
             Refused::NoReplica => write!(f, "volume '{v}' has no replica that is connected and complete")?,
+            Refused::TakenOver => {
+                write!(f, "volume '{v}' has taken over or was stopped, and follows no primary any more")?;
+            }
             Refused::StaleEpoch { epoch } => {
                 write!(f, "volume '{v}' is in epoch {epoch} and the request in another")?;
             }
@@ -100,6 +103,7 @@ const fn remedy(refused: Refused) -> &'static str {
         Refused::Missing => "resynchronise it first, or accept that with force=true",
         Refused::ViewBroken => "take a checkpoint first, or stop with failover=false",
         Refused::CommitPending => "repeat the failover",
+        Refused::TakenOver => "detach it from its old primary",
         Refused::NoReplica => "attach or resynchronise one",
         Refused::StaleEpoch { .. } => "ask for checkpoint-outcome",
         Refused::OtherClaim => "close that one's connection first",

@@ -83,7 +83,7 @@ impl Primary<'_> {
         match (result, device) {
             (Ok(outcome), _) => return self.end(index, Ok(outcome.within(work.request.extent.length))),
             (Err(_), Device::Disk) => self.record(ErrorKind::PrimaryDisk),
-            (Err(_), _) => self.record(ErrorKind::Forward),
+            (Err(errno), _) => self.replica_failed(device, errno),
         }
         let failure = read.failure.or(result.err());
         self.enter(index, Phase::Read(Read { failed: read.failed.with(Legs::of(device)), failure }));
@@ -138,7 +138,10 @@ impl Primary<'_> {
         result: Result<Outcome, Errno>,
     ) {
         if let Err(errno) = result {
-            self.record(if device == Device::Disk { ErrorKind::PrimaryDisk } else { ErrorKind::Forward });
+            match device {
+                Device::Disk => self.record(ErrorKind::PrimaryDisk),
+                _ => self.replica_failed(device, errno),
+            }
             self.enter(index, Phase::Gather(Gather { failure: Some(errno), ..gather }));
         }
         if work.outstanding == 0 {

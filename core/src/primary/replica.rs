@@ -4,7 +4,7 @@ use super::write::Legs;
 use super::{Config, Primary};
 use crate::bitmap::Bitmap;
 use crate::block::{Capabilities, Geometry};
-use crate::{Device, Event, Extent, Refused, ReplicaState};
+use crate::{Device, Errno, ErrorKind, Event, Extent, Refused, ReplicaState};
 
 /// One replica with its dirty bitmap; an array of these is borrowed by the machine.
 ///
@@ -171,6 +171,16 @@ impl Primary<'_> {
         if let Some(place) = self.replicas.get_mut(replica) {
             place.is_behind = true;
             self.tell(replica);
+        }
+    }
+
+    /// A replica has failed to do what it was asked. One that is shut down follows this primary no longer: it has taken over
+    /// or was stopped, and nothing there is a copy of what the disk has, or has lost.
+    pub(super) fn replica_failed(&mut self, device: Device, errno: Errno) {
+        self.record(ErrorKind::Forward);
+        if let (Device::Replica(replica), Errno::Shutdown) = (device, errno) {
+            self.lost_holders = self.lost_holders.without(Legs::of(device));
+            self.note_behind(replica.into());
         }
     }
 

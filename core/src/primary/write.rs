@@ -144,7 +144,10 @@ impl Primary<'_> {
                 mirror.next = mirror.next.with(leg);
             }
             Err(errno) => match device {
-                Device::Replica(replica) => self.forward_failed(work, usize::from(replica)),
+                Device::Replica(replica) => {
+                    self.replica_failed(device, errno);
+                    self.forward_failed(work, usize::from(replica));
+                }
                 Device::Disk | Device::Buffer => {
                     self.record(ErrorKind::PrimaryDisk);
                     mirror.disk_failure = Some(errno);
@@ -159,7 +162,6 @@ impl Primary<'_> {
 
     /// A replica did not take what was forwarded.
     fn forward_failed(&mut self, work: &Work, replica: usize) {
-        self.record(ErrorKind::Forward);
         let (first, count) = self.granules(work.request.extent);
         if work.request.op.is_modification() {
             self.mark(replica, first, count);

@@ -84,8 +84,10 @@ impl Secondary<'_> {
                 }
             }
             (Command::Checkpoint { .. }, Stage::None | Stage::FailoverFailed)
-            | (Command::Prepare { .. } | Command::Commit { .. }, _)
-            | (Command::Stop { .. }, Stage::None) => Err(Refused::NotRunning),
+            | (Command::Prepare { .. } | Command::Commit { .. } | Command::Stop { .. }, Stage::None) => {
+                Err(Refused::NotRunning)
+            }
+            (Command::Prepare { .. } | Command::Commit { .. }, _) => Err(Refused::TakenOver),
             (Command::Stop { .. }, Stage::Done | Stage::Failover) => Ok(()),
             (Command::Stop { failover: true, .. }, Stage::Running) if self.view() == View::Broken => {
                 Err(Refused::ViewBroken)

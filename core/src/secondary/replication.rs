@@ -11,6 +11,9 @@ use crate::{Device, Errno, ErrorKind, Event, Micros, Op, Outcome, Stage, View};
 
 impl Secondary<'_> {
     pub(super) fn begin_replication(&mut self, index: EntryIndex, work: &Work) -> Step {
+        if self.is_left_behind(work) {
+            return self.refuse(index, Errno::Shutdown);
+        }
         if !work.is_modification() {
             let takes_over = matches!(self.stage(), Stage::Failover | Stage::FailoverFailed);
             if takes_over && self.must_wait_for_keep(work) {
@@ -28,6 +31,15 @@ impl Secondary<'_> {
             },
             State::Failover(_) | State::FailoverFailed | State::Done => self.refuse(index, Errno::Shutdown),
         }
+    }
+
+    /// Whether a primary, known as one by its identity, asks a secondary that follows it no longer. What is on the disk now
+    /// is not what this primary's guest has written: neither must it be read as such, nor may a flush count as one of that.
+    /// Others are answered in every stage.
+    fn is_left_behind(&self, work: &Work) -> bool {
+        let is_over = matches!(self.stage(), Stage::Failover | Stage::FailoverFailed | Stage::Done);
+        let asker = self.connections.find(work.connection);
+        is_over && asker.is_some_and(|open| open.about.identity.is_some())
     }
 
     /// The one place where "keep, then write through" begins.

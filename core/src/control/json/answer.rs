@@ -134,7 +134,9 @@ fn write_reasoned_error<W: Write>(
 /// # Errors
 /// Those of the sink.
 pub fn write_refusal<W: Write>(out: &mut W, refusal: RefusalText<'_>, id: Option<Id<'_>>) -> fmt::Result {
-    let reason = (refusal.refused == Refused::Missing).then_some(REASON_MISSING);
+    // One that has taken over lacks at least what comes from now on.
+    let is_missing = matches!(refusal.refused, Refused::Missing | Refused::TakenOver);
+    let reason = is_missing.then_some(REASON_MISSING);
     write_reasoned_error(out, ErrorClass::GenericError, refusal, reason, id)
 }
 

@@ -3,7 +3,7 @@ use std::format;
 use std::string::{String, ToString};
 use std::vec::Vec;
 
-const ALL: [Refused; 21] = [
+const ALL: [Refused; 22] = [
     Refused::Busy,
     Refused::BadRequest,
     Refused::Stale,
@@ -16,6 +16,7 @@ const ALL: [Refused; 21] = [
     Refused::ViewBroken,
     Refused::CommitPending,
     Refused::NoReplica,
+    Refused::TakenOver,
     Refused::StaleEpoch { epoch: 8 },
     Refused::OtherClaim,
     Refused::WrongCount,

@@ -103,6 +103,53 @@ fn a_replica_answers_a_read_only_while_it_runs_and_is_reachable() {
 }
 
 #[test]
+fn a_replica_that_has_taken_over_is_behind_and_is_read_no_more() {
+    let mut bench = Bench::running();
+    let id = bench.read(0, 512);
+    bench.end(Device::Disk, IO);
+    bench.end(FIRST, Err(Errno::Shutdown));
+    bench.ok(SECOND);
+    assert_eq!(bench.reply(id), DONE, "the other one is asked");
+    assert!(bench.machine.replica(0).unwrap().is_behind && !bench.machine.replica(1).unwrap().is_behind);
+    bench.read(0, 512);
+    bench.end(Device::Disk, IO);
+    assert_eq!(bench.devices(), [SECOND]);
+
+    // An error of another kind says nothing of what it holds.
+    let mut bench = Bench::running();
+    bench.read(0, 512);
+    bench.end(Device::Disk, IO);
+    bench.end(FIRST, IO);
+    assert!(!bench.machine.replica(0).unwrap().is_behind);
+}
+
+#[test]
+fn what_the_disk_has_lost_is_not_read_from_a_replica_that_has_taken_over() {
+    let mut bench = Bench::running();
+    bench.write(0, 512);
+    bench.end(Device::Disk, IO);
+    bench.ok(FIRST);
+    bench.ok(SECOND);
+    let id = bench.read(0, 512);
+    bench.end(FIRST, Err(Errno::Shutdown));
+    assert_eq!(bench.reply(id), Some(Err(Errno::Shutdown)));
+    bench.read(0, 512);
+    assert_eq!(bench.devices(), [SECOND]);
+}
+
+#[test]
+fn a_flush_that_a_replica_refuses_as_it_has_taken_over_is_not_safe_there() {
+    let mut bench = Bench::running();
+    let id = bench.request(Op::Flush, 0, 0);
+    bench.end(Device::Disk, IO);
+    bench.end(FIRST, Err(Errno::Shutdown));
+    bench.end(SECOND, Err(Errno::Shutdown));
+    assert_eq!(bench.reply(id), Some(IO));
+    assert!(bench.machine.is_alone());
+    assert_eq!(bench.machine.errors().count(ErrorKind::Forward), 2);
+}
+
+#[test]
 fn which_bytes_a_replica_misses_is_told_by_granules() {
     let mut bench = Bench::running();
     let granule = u64::from(GRANULE);

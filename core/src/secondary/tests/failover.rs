@@ -4,8 +4,8 @@ use std::{assert, assert_eq, vec};
 
 use super::rig::{GUEST, PRIMARY, Rig, SIZE};
 use crate::block::Capabilities;
-use crate::secondary::{Command, Progress, WhenFull};
-use crate::{Device, Errno, ErrorKind, Event, Op, Outcome, Stage};
+use crate::secondary::{Command, Port, Progress, WhenFull};
+use crate::{ConnectionId, Device, Errno, ErrorKind, Event, Op, Outcome, Stage};
 
 const DONE: super::rig::Result = Ok(Outcome::Done);
 const FAILOVER: Command = Command::Stop { failover: true, force: false };
@@ -165,20 +165,22 @@ fn a_guest_write_in_flight_when_the_failover_begins_is_not_lost() {
 }
 
 #[test]
-fn zeroes_are_written_out_for_the_guest_only_while_the_primary_does_not_read_beside_them() {
+fn zeroes_are_written_out_for_the_guest_only_while_nobody_reads_beside_them_on_the_other_port() {
     let mut rig = Rig::running();
     rig.zero(GUEST, 2048, 512);
     rig.command(FAILOVER).unwrap();
     rig.complete(0, Err(Errno::Io));
     assert_eq!(rig.machine.stage(), Stage::FailoverFailed);
+    let anybody = ConnectionId(3);
+    rig.open(anybody, Port::Replication, None);
     let data = rig.place(4);
-    rig.request(PRIMARY, Op::Read(data), 2500, 4);
+    rig.request(anybody, Op::Read(data), 2500, 4);
     rig.write(GUEST, 2048, b"g");
     assert_eq!(rig.under_way(), [(Device::Disk, "read", 2500, 4)]);
     rig.complete(0, Ok(()));
     assert_eq!(rig.under_way(), [(Device::Disk, "zero", 2048, 512)]);
     let data = rig.place(4);
-    rig.request(PRIMARY, Op::Read(data), 2500, 4);
+    rig.request(anybody, Op::Read(data), 2500, 4);
     assert_eq!(rig.queue.len(), 1);
     rig.run();
     assert_eq!(rig.read(GUEST, 2048, 2).unwrap(), b"g\0");

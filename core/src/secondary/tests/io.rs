@@ -3,11 +3,13 @@
 use std::vec::Vec;
 use std::{assert, assert_eq, vec};
 
-use super::rig::{GRANULE, GUEST, PRIMARY, Rig, SIZE};
+use super::rig::{GRANULE, GUEST, NAME, PRIMARY, Rig, SIZE};
 use crate::block::{Capabilities, Completion};
 use crate::buffer::Spot;
-use crate::secondary::{Command, Input, WhenFull};
-use crate::{Device, Errno, ErrorKind, Extent, Op, Outcome, Refused, Request, RequestId, Stage};
+use crate::secondary::{Command, Input, Port, WhenFull};
+use crate::{
+    ConnectionId, Device, Errno, ErrorKind, Extent, Op, Outcome, Refused, Request, RequestId, Stage,
+};
 
 const STAGES: [Stage; 5] = [Stage::None, Stage::Running, Stage::Failover, Stage::FailoverFailed, Stage::Done];
 const DONE: super::rig::Result = Ok(Outcome::Done);
@@ -21,12 +23,46 @@ fn the_primary_modifies_before_and_while_it_runs_and_never_again() {
 }
 
 #[test]
-fn the_primary_reads_the_secondary_disk_in_every_stage() {
+fn whoever_is_no_known_primary_reads_the_secondary_disk_in_every_stage() {
     for stage in STAGES {
         let mut rig = Rig::in_stage(stage);
+        let anybody = ConnectionId(3);
+        rig.open(anybody, Port::Replication, None);
         let disk = rig.disk[2048..2060].to_vec();
-        assert_eq!(rig.read(PRIMARY, 2048, 12), Ok(disk), "{stage:?}");
+        assert_eq!(rig.read(anybody, 2048, 12), Ok(disk), "{stage:?}");
+        let flush = rig.request(anybody, Op::Flush, 0, 0);
+        rig.run();
+        assert_eq!(rig.reply(flush), Some(DONE), "{stage:?}");
     }
+}
+
+#[test]
+fn a_primary_that_is_followed_no_longer_can_neither_read_nor_flush() {
+    for stage in STAGES {
+        for connection in [PRIMARY, ConnectionId(3)] {
+            let mut rig = Rig::in_stage(stage);
+            if connection != PRIMARY {
+                rig.open(connection, Port::Replication, Some(NAME));
+            }
+            let is_followed = matches!(stage, Stage::None | Stage::Running);
+            let read = if is_followed { Ok(rig.disk[2048..2060].to_vec()) } else { Err(Errno::Shutdown) };
+            assert_eq!(rig.read(connection, 2048, 12), read, "{stage:?}");
+            let flush = rig.request(connection, Op::Flush, 0, 0);
+            rig.run();
+            let flushed = if is_followed { DONE } else { Err(Errno::Shutdown) };
+            assert_eq!(rig.reply(flush), Some(flushed), "{stage:?}");
+        }
+    }
+}
+
+#[test]
+fn a_read_that_waited_when_the_failover_began_is_refused_to_the_primary() {
+    let mut rig = Rig::running();
+    rig.write(PRIMARY, 600, b"new");
+    let read = rig.request(PRIMARY, Op::Status, 512, 512);
+    rig.command(Command::Stop { failover: true, force: false }).unwrap();
+    rig.run();
+    assert_eq!((rig.reply(read), rig.machine.stage()), (Some(Err(Errno::Shutdown)), Stage::Done));
 }
 
 #[test]

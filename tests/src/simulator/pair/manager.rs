@@ -124,6 +124,9 @@ impl World<'_> {
                     Err(Refused::Missing),
                 ]
             }
+            (Command::Prepare { .. } | Command::Commit { .. }, stage) if stage != Stage::None => {
+                vec![Err(Refused::TakenOver)]
+            }
             _ => vec![Err(Refused::NotRunning)],
         }
     }

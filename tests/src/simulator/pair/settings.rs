@@ -125,9 +125,6 @@ impl Settings {
             per_million: rate(rng, rates),
             slow_zeroes_percent: pick(rng, &[0, 0, 50]),
         };
-        let primary_faults = faults(rng, &[0, 0, 20_000, 200_000]);
-        // Nobody tells a primary that its replica was promoted by a manager: it would read from it.
-        let takeovers: &[u32] = if primary_faults.per_million == 0 { &[0, 10] } else { &[0] };
         Self {
             size_bytes,
             primary: primary::Config {
@@ -148,7 +145,7 @@ impl Settings {
             depth: pick(rng, &[1, 2, usize::MAX, usize::MAX]),
             volumes,
             replicas,
-            primary_faults,
+            primary_faults: faults(rng, &[0, 0, 20_000, 200_000]),
             secondary_faults: faults(rng, &[0, 0, 500, 10_000]),
             timeout: Micros(pick(rng, &[2_000, 20_000, 200_000])),
             control_every: pick(rng, &[1, 1, 20, 50]),
@@ -156,7 +153,7 @@ impl Settings {
             cuts: rate(rng, &[0, 3, 15, 40]),
             losses: rate(rng, &[0, 0, 10, 40]),
             managers: rate(rng, &[0, 5, 20]),
-            takeovers_percent: pick(rng, takeovers),
+            takeovers_percent: pick(rng, &[0, 10]),
             jumps: rate(rng, &[0, 0, 10]),
             heeds_full: rng.bool(),
             focus_percent: pick(rng, &[0, 50, 90]),

@@ -130,7 +130,8 @@ impl World<'_> {
                 one(unless_busy)
             }
             (Command::Commit { .. }, Stage::Running) => vec![Err(Refused::OtherClaim), unless_busy],
-            (Command::Prepare { .. } | Command::Commit { .. }, _) => one(Err(Refused::NotRunning)),
+            (Command::Prepare { .. } | Command::Commit { .. }, Stage::None) => one(Err(Refused::NotRunning)),
+            (Command::Prepare { .. } | Command::Commit { .. }, _) => one(Err(Refused::TakenOver)),
             (Command::Checkpoint { .. }, Stage::None | Stage::FailoverFailed)
             | (Command::Stop { .. }, Stage::None) => one(Err(Refused::NotRunning)),
             (Command::Stop { .. }, Stage::Done | Stage::Failover) => one(Ok(())),

@@ -60,7 +60,10 @@ impl World<'_> {
                 assert!(flying.was_served, "a guest was served before the start, or a broken view");
             }
             Port::Replication if flying.request.op.is_modification() => self.check_permitted(flying),
-            Port::Replication => {}
+            Port::Replication => {
+                let is_followed = flying.saw(&[Stage::None, Stage::Running]);
+                assert!(is_followed || !self.is_primarys(flying), "{:?} of the old primary", flying.request);
+            }
         }
         match flying.request.op {
             Op::Read(_) => self.check_read(flying),
@@ -240,11 +243,19 @@ impl World<'_> {
         }
     }
 
+    /// Whether somebody asks who presents himself as a primary.
+    fn is_primarys(&self, flying: &Flying) -> bool {
+        let client = self.clients.iter().find(|client| client.connection == flying.connection);
+        client.is_some_and(|client| client.identity.is_some())
+    }
+
     fn may_fail_replication(&self, flying: &Flying, errno: Errno) -> bool {
         let changes = flying.request.op.is_modification();
         let is_full = flying.saw(&[Stage::Running]) && self.was_full(flying);
         match errno {
-            Errno::Shutdown => flying.is_parting || (changes && flying.saw(&TAKEN_OVER)),
+            Errno::Shutdown => {
+                flying.is_parting || ((changes || self.is_primarys(flying)) && flying.saw(&TAKEN_OVER))
+            }
             Errno::NotPermitted => {
                 changes && flying.saw(&[Stage::Running]) && (flying.saw_rival || flying.is_parting)
             }

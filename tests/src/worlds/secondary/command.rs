@@ -100,9 +100,11 @@ impl State<'_> {
                 Prepared::No => one(Err(Refused::OtherClaim)),
                 Prepared::Maybe => [Some(Err(Refused::OtherClaim)), Some(unless_busy), None],
             },
-            (Command::Prepare { .. } | Command::Commit { .. }, _)
-            | (Command::Checkpoint { .. }, Stage::None | Stage::FailoverFailed)
-            | (Command::Stop { .. }, Stage::None) => one(Err(Refused::NotRunning)),
+            (Command::Prepare { .. } | Command::Commit { .. } | Command::Stop { .. }, Stage::None)
+            | (Command::Checkpoint { .. }, Stage::None | Stage::FailoverFailed) => {
+                one(Err(Refused::NotRunning))
+            }
+            (Command::Prepare { .. } | Command::Commit { .. }, _) => one(Err(Refused::TakenOver)),
             (Command::Stop { .. }, Stage::Done | Stage::Failover) => one(Ok(())),
             (Command::Stop { failover: true, .. }, Stage::Running) if model.is_broken => {
                 one(Err(Refused::ViewBroken))

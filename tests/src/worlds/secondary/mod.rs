@@ -189,7 +189,7 @@ impl Client {
         }
     }
 
-    const fn identity(self) -> Option<Identity> {
+    pub(super) const fn identity(self) -> Option<Identity> {
         match self {
             Self::Primary | Self::Again => Some(Identity([1; 16])),
             Self::Rival => Some(Identity([2; 16])),

@@ -126,7 +126,11 @@ impl State<'_> {
                 assert!(flying.was_served, "a guest was served before the start, or a broken view");
             }
             Port::Replication if flying.request.op.is_modification() => self.check_permitted(flying),
-            Port::Replication => {}
+            Port::Replication => {
+                let is_followed = flying.saw(&[Stage::None, Stage::Running]);
+                let is_primarys = flying.client.identity().is_some();
+                assert!(is_followed || !is_primarys || flying.is_parting, "{flying:?} of the old primary");
+            }
         }
         match flying.request.op {
             Op::Read(data) => {
@@ -294,7 +298,10 @@ impl State<'_> {
         let changes = flying.request.op.is_modification();
         let is_full = flying.saw(&[Stage::Running]) && flying.was_full();
         match errno {
-            Errno::Shutdown => flying.is_parting || (changes && flying.saw(&TAKEN_OVER)),
+            Errno::Shutdown => {
+                let is_primarys = flying.client.identity().is_some();
+                flying.is_parting || ((changes || is_primarys) && flying.saw(&TAKEN_OVER))
+            }
             Errno::NotPermitted => {
                 changes && flying.saw(&[Stage::Running]) && (flying.saw_rival || flying.is_parting)
             }
