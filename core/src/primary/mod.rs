@@ -133,7 +133,6 @@ pub struct Primary<'m> {
     epoch: u64,
     errors: ErrorCounters,
     notices: Notices,
-    now: Micros,
 }
 
 /// What a step of an entry came to.
@@ -178,7 +177,6 @@ impl<'m> Primary<'m> {
             epoch: 0,
             errors: ErrorCounters::default(),
             notices: Notices::default(),
-            now: Micros::default(),
         })
     }
 
@@ -219,12 +217,11 @@ impl<'m> Primary<'m> {
     }
 
     /// Offers one input. On `Err` the machine is exactly as it was. Work is bounded by the size of the table and, for
-    /// attaching, of a bitmap.
+    /// attaching, of a bitmap. The time is taken as by every machine, and matters not: a primary waits for nothing by itself.
     ///
     /// # Errors
     /// [`Refused`] says why it was not taken and who must act.
-    pub fn handle_input(&mut self, now: Micros, input: Input) -> Result<(), Refused> {
-        self.now = self.now.max(now);
+    pub fn handle_input(&mut self, _now: Micros, input: Input) -> Result<(), Refused> {
         match input {
             Input::Opened(connection) => self.connections.open(connection, ()),
             Input::Closed(connection) => self.close(connection),
@@ -419,7 +416,5 @@ impl crate::driver::Machine for Primary<'_> {
         None
     }
 
-    fn handle_timeout(&mut self, now: Micros) {
-        self.now = self.now.max(now);
-    }
+    fn handle_timeout(&mut self, _now: Micros) {}
 }
