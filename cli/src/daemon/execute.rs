@@ -1,5 +1,7 @@
 //! What managers' commands do.
 
+mod commits;
+
 use std::fmt::Display;
 use std::mem;
 use std::ops::Range;
@@ -13,16 +15,18 @@ use twinblock_core::{Refused, Stage, primary};
 
 use super::Daemon;
 use super::jobs::{self, Trouble, Waiter, Waiting};
-use super::managers::{KEPT_BYTES_MAX, ManagerId, Message, Outgoing};
+use super::managers::{KEPT_BYTES_MAX, ManagerId, Managers, Message, Outgoing};
 use super::pair::NewReplica;
 use crate::allocation;
 use crate::spec::{Address, NbdUri, check_name};
 use crate::text::one_line;
+pub(super) use commits::HeldCommit;
 
 /// What is told of a failure at most: it may quote what a manager has sent.
 const FAILURE_CHARS_MAX: usize = 500;
 
 /// Who is to be answered.
+#[derive(Debug)]
 struct Asker {
     manager: ManagerId,
     id: Option<HeldId>,
@@ -52,6 +56,7 @@ impl Daemon {
             room.shrink_to(KEPT_BYTES_MAX);
         }
         self.message = (text, scratch);
+        self.drop_commits(Managers::has_ended);
     }
 
     /// Does what a message says; the answer comes at once or when a job has ended.
@@ -109,11 +114,18 @@ impl Daemon {
                 self.end();
             }
             Command::CheckpointPrepare { volume, epoch, claim, modifications } => {
-                let wanted = secondary::Command::Prepare { epoch, claim, modifications };
-                self.on_secondary(asker, volume, wanted);
+                // Whoever begins anew has given up what it had told others to commit.
+                self.drop_commits(|_, manager| manager == asker.manager);
+                if let Some((asker, volume)) = self.secondary_named(asker, volume) {
+                    let wanted = secondary::Command::Prepare { epoch, claim, modifications };
+                    self.order_secondary(asker, volume, wanted);
+                }
             }
-            Command::CheckpointCommit { volume, epoch, claim } => {
-                self.on_secondary(asker, volume, secondary::Command::Commit { epoch, claim });
+            Command::CheckpointCommit { volume, epoch, claim, together } => {
+                if let Some((asker, volume)) = self.secondary_named(asker, volume) {
+                    let wanted = secondary::Command::Commit { epoch, claim };
+                    self.commit(HeldCommit { asker, volume, wanted }, together);
+                }
             }
             Command::CheckpointOutcome { volume } => match self.find(volume) {
                 Some(place) => {
@@ -163,12 +175,8 @@ impl Daemon {
         };
         let wanted = self.volumes[selected.clone()].iter();
         let checked = node::check_all(wanted.map(super::Volume::managed), operation);
-        let is_waiting_allowed = matches!(operation, Operation::Checkpoint { .. });
         match checked {
             Ok(()) => {}
-            // A checkpoint that finds another one under way waits for it.
-            Err((place, Refused::InProgress))
-                if is_waiting_allowed && self.volumes[selected.start + place].is_primary() => {}
             Err((place, Refused::NoReplica)) => {
                 let text = self.no_replica_text(selected.start + place);
                 return self.fail(&asker, &text);
@@ -200,7 +208,7 @@ impl Daemon {
     }
 
     /// Why there is no checkpoint of a volume whose replicas all miss something; it names them.
-    fn no_replica_text(&self, place: usize) -> String {
+    pub(super) fn no_replica_text(&self, place: usize) -> String {
         let volume = &self.volumes[place];
         let names: Vec<&str> = volume.attached().map(|(_, replica)| replica.name.as_str()).collect();
         let refused = RefusalText { refused: Refused::NoReplica, volume: &volume.name };
@@ -230,12 +238,19 @@ impl Daemon {
         }
     }
 
-    fn on_secondary(&mut self, asker: Asker, name: &str, wanted: secondary::Command) {
-        let Some(volume) = self.find(name) else { return self.refuse(&asker, Refused::Unknown, name) };
+    /// The secondary of this name; whoever asks for another one is told.
+    fn secondary_named(&mut self, asker: Asker, name: &str) -> Option<(Asker, usize)> {
+        let refused = match self.find(name) {
+            Some(volume) if !self.volumes[volume].is_primary() => return Some((asker, volume)),
+            Some(_) => Refused::WrongMode { primary_wanted: false },
+            None => Refused::Unknown,
+        };
+        self.refuse(&asker, refused, name);
+        None
+    }
+
+    fn order_secondary(&mut self, asker: Asker, volume: usize, wanted: secondary::Command) {
         let now = self.now;
-        if self.volumes[volume].secondary().is_none() {
-            return self.refuse(&asker, Refused::WrongMode { primary_wanted: false }, name);
-        }
         let job = self.jobs.begin(asker.waiter(jobs::Answer::EpochOf(volume)));
         let command = self.jobs.expect(Waiting::Job { job, volume });
         let Some(driver) = self.volumes[volume].secondary() else { return };

@@ -4,6 +4,9 @@
 //! fills up. A link that is lost is made again; what was asked on it has no answer then, which the coordinator takes for
 //! a time-out.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::time::Duration;
@@ -11,7 +14,7 @@ use std::time::Duration;
 use tracing::{debug, info, warn};
 use twinblock_core::control::json::{self, Framer, Incoming, IncomingEvent};
 use twinblock_core::control::{BufferLevel, Command};
-use twinblock_core::node::MemberIndex;
+use twinblock_core::node::{MemberIndex, NodeIndex};
 use twinblock_core::{Identity, Micros};
 use twinblock_io_posix::poller::{Interest, Poller, Ready, Registration};
 use twinblock_io_posix::socket::{Connecting, PeerTimeout, Stream, Target};
@@ -87,7 +90,7 @@ struct Link {
     has_complained: bool,
 }
 
-/// All links of a daemon, one for each control address.
+/// All links of a daemon, one for each control address: what is behind one of these is a node.
 #[derive(Debug)]
 pub(super) struct Links {
     links: Vec<Link>,
@@ -108,12 +111,10 @@ impl Links {
         }
     }
 
-    /// Reaches a replica over the control address of its secondary.
-    pub(super) fn add(&mut self, address: &Address, member: MemberIndex, export: &str) -> Result<(), String> {
-        let entry = Member { member, export: export.into() };
-        if let Some(link) = self.links.iter_mut().find(|link| link.address == *address) {
-            link.members.push(entry);
-            return Ok(());
+    /// The node that a control address names.
+    pub(super) fn node(&mut self, address: &Address) -> Result<NodeIndex, String> {
+        if let Some(known) = self.links.iter().position(|link| link.address == *address) {
+            return Ok(NodeIndex(known as u16));
         }
         let target = Target::resolve(address).map_err(|error| error.to_string())?;
         self.links.push(Link {
@@ -127,10 +128,17 @@ impl Links {
             output: Vec::with_capacity(4096),
             questions: VecDeque::new(),
             next_id: 1,
-            members: vec![entry],
+            members: Vec::new(),
             has_complained: false,
         });
-        Ok(())
+        Ok(NodeIndex((self.links.len() - 1) as u16))
+    }
+
+    /// Reaches a replica over the link to its node.
+    pub(super) fn add(&mut self, node: NodeIndex, member: MemberIndex, export: &str) {
+        if let Some(link) = self.links.get_mut(usize::from(node.0)) {
+            link.members.push(Member { member, export: export.into() });
+        }
     }
 
     /// Forgets a replica; a link without one is left to end with the daemon, since another may come.
@@ -158,11 +166,12 @@ impl Links {
         });
     }
 
-    pub(super) fn ask_commit(&mut self, member: MemberIndex, epoch: u64) {
+    pub(super) fn ask_commit(&mut self, member: MemberIndex, epoch: u64, together: u16) {
         self.ask(Question::Commit(member), |export, claim| Command::CheckpointCommit {
             volume: export,
             epoch,
             claim,
+            together,
         });
     }
 

@@ -228,6 +228,12 @@ impl Managers {
         self.places.get_mut(id.index)?.as_mut().filter(|manager| manager.serial == id.serial)
     }
 
+    /// Whether nothing more comes from a manager.
+    pub(super) fn has_ended(&self, id: ManagerId) -> bool {
+        let manager = self.places.get(id.index).and_then(Option::as_ref);
+        manager.is_none_or(|manager| manager.serial != id.serial || manager.is_ending)
+    }
+
     /// Answers one message, if its manager is still there.
     pub(super) fn answer(&mut self, id: ManagerId, write: impl FnOnce(&mut Outgoing<'_>) -> fmt::Result) {
         if let Some(manager) = self.find(id) {

@@ -45,6 +45,7 @@ use twinblock_io_posix::workers::{HELPERS, Workers};
 use crate::failure::Failure;
 use crate::spec::{Address, DaemonSpec, VolumeSpec};
 use clients::{Clients, Exported};
+use execute::HeldCommit;
 use jobs::{Jobs, Waiter, Waiting};
 use links::Links;
 use managers::Managers;
@@ -103,6 +104,8 @@ struct Daemon {
     managers: Managers,
     control: Listener,
     jobs: Jobs,
+    /// Commits that wait for those of other volumes.
+    commits: Vec<HeldCommit>,
     pair: Pair,
     links: Links,
     signals: (UnixStream, Registration),
@@ -177,6 +180,7 @@ impl Daemon {
             managers: Managers::new(registration),
             control,
             jobs: Jobs::default(),
+            commits: Vec::new(),
             pair: Pair::new(spec),
             links: Links::new(identity, spec.peer_timeout.0),
             signals,

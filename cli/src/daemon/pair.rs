@@ -6,7 +6,7 @@ use std::time::Instant;
 use tracing::{debug, info, warn};
 use twinblock_core::control::{BufferLevel, RefusalText};
 use twinblock_core::node::{
-    Coordinator, Failure, Input, Member, MemberIndex, Output, Volume as Enrolled, VolumeIndex,
+    Coordinator, Failure, Input, Member, MemberIndex, Operation, Output, Volume as Enrolled, VolumeIndex,
 };
 use twinblock_core::primary::{self, Command};
 use twinblock_core::{Micros, Refused, ReplicaState, Stage};
@@ -64,6 +64,8 @@ pub(super) struct Pair {
     said: String,
     /// Replicas that the checkpoint under way, or the last one, did without.
     pub(super) left_out: Vec<String>,
+    /// Those of them that are themselves behind or not connected, and did not just share a node with one.
+    lagging: Vec<String>,
 }
 
 impl Pair {
@@ -86,6 +88,7 @@ impl Pair {
             has_complained: false,
             said: String::new(),
             left_out: Vec::new(),
+            lagging: Vec::new(),
         }
     }
 
@@ -129,6 +132,7 @@ impl Daemon {
                 "replica '{name}' is attached already; detach it first, or give another name"
             ));
         }
+        let node = control.map(|control| self.links.node(control)).transpose()?;
         let place =
             this.replicas.iter().position(|replica| replica.as_ref().is_some_and(|known| known.name == name));
         let is_new = place.is_none();
@@ -153,12 +157,12 @@ impl Daemon {
         if let Some(Err(error)) = opened {
             return Err(format!("replica '{name}': {error}"));
         }
-        let member =
-            control.as_ref().and_then(|_| self.pair.coordinator.add_member(VolumeIndex(volume as u16)).ok());
-        if let (Some(member), Some(control)) = (member, control) {
+        let of = VolumeIndex(volume as u16);
+        let member = node.and_then(|node| self.pair.coordinator.add_member(of, node).ok());
+        if let (Some(member), Some(node)) = (member, node) {
             self.pair.places[usize::from(member.0)] = Some(Place { volume, replica: index as u8 });
             self.pair.states[usize::from(member.0)] = ReplicaState::Disconnected;
-            self.links.add(control, member, &uri.export)?;
+            self.links.add(node, member, &uri.export);
         }
         let is_awaited = matches!(waiter, Waiter::Manager { .. });
         let job = self.jobs.begin(waiter);
@@ -331,14 +335,21 @@ impl Daemon {
     fn begin_checkpoint(&mut self, wanted: &Wanted) {
         self.pair.said.clear();
         self.pair.left_out.clear();
+        self.pair.lagging.clear();
+        let command = self.jobs.expect(Waiting::Pair { job: wanted.job });
         for volume in 0..self.volumes.len() {
             let this = &self.volumes[volume];
             let is_in = this.is_primary()
                 && this.stage() == Stage::Running
                 && wanted.volume.is_none_or(|only| only == volume);
+            // Also where none of its replicas has a control address.
+            let checked = this.managed().check(Operation::Checkpoint { force: false });
+            if let (true, Err(refused)) = (is_in, checked) {
+                let failure = Failure { refused, member: None, volume: Some(VolumeIndex(volume as u16)) };
+                return self.checkpoint_ended(command, Err(failure));
+            }
             let _ = self.pair.coordinator.enrol(VolumeIndex(volume as u16), is_in);
         }
-        let command = self.jobs.expect(Waiting::Pair { job: wanted.job });
         let begin = Input::Begin { command, is_urgent: wanted.is_urgent };
         let _ = self.pair.coordinator.handle_input(self.now, begin);
     }
@@ -365,11 +376,8 @@ impl Daemon {
                 let modifications = disk.map_or(0, |disk| disk.modifications_sent());
                 self.links.ask_prepare(member, epoch, modifications);
             }
-            Output::Commit { member, epoch } => self.links.ask_commit(member, epoch),
-            Output::LeftOut(member) => {
-                let name = self.member_name(member).to_owned();
-                self.pair.left_out.push(name);
-            }
+            Output::Commit { member, epoch, together } => self.links.ask_commit(member, epoch, together),
+            Output::LeftOut(member) => self.leave_out(member),
             Output::Missing(member) => {
                 let Some(place) = self.pair.place(member) else { return };
                 warn!(replica = self.member_name(member), "the secondary says that it misses something");
@@ -379,6 +387,19 @@ impl Daemon {
                 }
             }
             Output::Answer(command, result) => self.checkpoint_ended(command, result),
+        }
+    }
+
+    fn leave_out(&mut self, member: MemberIndex) {
+        let name = self.member_name(member).to_owned();
+        let is_current = self.pair.states.get(usize::from(member.0)) == Some(&ReplicaState::Current);
+        if !is_current && let Some(place) = self.pair.place(member) {
+            let volume = &self.volumes[place.volume].name;
+            self.pair.lagging.push(format!("replica '{name}' of volume '{volume}'"));
+        }
+        // Several volumes may call theirs alike.
+        if !self.pair.left_out.contains(&name) {
+            self.pair.left_out.push(name);
         }
     }
 
@@ -412,8 +433,12 @@ impl Daemon {
         };
         let refused = RefusalText { refused: failure.refused, volume: &self.volumes[volume].name };
         match failure.member {
+            None if failure.refused == Refused::NoReplica && self.pair.left_out.is_empty() => {
+                self.no_replica_text(volume)
+            }
             None if !self.pair.left_out.is_empty() => {
-                format!("{refused} (left out: {})", self.pair.left_out.join(", "))
+                let (names, lagging) = (self.pair.left_out.join(", "), self.pair.lagging.join(", "));
+                format!("{refused} (left out: {names}; behind or not connected: {lagging})")
             }
             Some(member) => format!("replica '{}': {refused}", self.member_name(member)),
             None => refused.to_string(),

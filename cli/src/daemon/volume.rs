@@ -162,6 +162,14 @@ impl Volume {
         }
     }
 
+    /// A secondary's machine.
+    pub(super) fn standby(&self) -> Option<&Secondary<'static>> {
+        match &self.machine {
+            Machine::Primary(_) => None,
+            Machine::Secondary(driver) => Some(driver.machine()),
+        }
+    }
+
     /// The connection of the primary that replicates to this secondary.
     pub(super) fn claim_holder(&self) -> Option<ConnectionId> {
         match &self.machine {

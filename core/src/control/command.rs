@@ -83,6 +83,9 @@ pub enum Command<'a> {
         epoch: u64,
         /// Who asks.
         claim: Identity,
+        /// How many volumes of the node commit together, this one included: none before the last of these commands has
+        /// come, and none unless all can. 1 if absent.
+        together: u16,
     },
     /// `checkpoint-outcome`: from a primary: which epoch it is now.
     CheckpointOutcome {

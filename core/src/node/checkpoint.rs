@@ -8,6 +8,10 @@
 //!            stands still    are unknown  that is fit     that prepared  the manager answered
 //! ```
 //!
+//! A replica that is behind is left out, and with it all replicas of its node ([`NodeIndex`]): a database whose data and log
+//! lie on two volumes must find both at the same moment there. A volume that has replicas must keep one in the
+//! checkpoint; without it the others would go on alone.
+//!
 //! Any refusal before the first commit, and no answer within the time-out, ends it without a checkpoint: the barriers
 //! are released and writes go on. A commit without an answer leaves that replica's epoch unknown: it is asked for
 //! before the next checkpoint, never guessed.
@@ -20,25 +24,20 @@
 //! * C1: no commit is sent before every fit replica has prepared.
 //! * C2: every barrier that was raised is released exactly once.
 //! * C3: a command is answered exactly once.
+//! * C4: of the replicas of one node, all whose volumes take part are told to commit, or none.
 
+mod choice;
 #[cfg(feature = "inspect")]
 mod inspect;
+mod words;
+
+pub use words::{Failure, Input, MemberIndex, NodeIndex, Output, VolumeIndex};
 
 use crate::{CommandId, Micros, Refused, ReplicaState};
 
 /// Which part of the time-out a barrier may wait for the rest of long requests: with 2 s it is 125 ms, in which a client
 /// over a slow link sends some megabytes.
 pub const HURRY_SHARE: u64 = 16;
-
-/// One of the node's volumes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub struct VolumeIndex(pub u16);
-
-/// One replica with a control address: a place among the members.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub struct MemberIndex(pub u16);
 
 /// A place for one of the node's volumes; an array of these is borrowed.
 ///
@@ -64,7 +63,10 @@ enum VolumeStep {
     /// Its barrier was asked for and is to wait no longer.
     Hurry,
     /// Its barrier is reached.
-    Reached,
+    Reached {
+        /// Replicas of it are known: one at least must take part.
+        is_replicated: bool,
+    },
     /// Its barrier is to be released.
     Release { is_checkpoint: bool },
 }
@@ -84,6 +86,7 @@ impl Member {
 #[derive(Clone, Copy, Debug, Hash)]
 struct MemberState {
     volume: VolumeIndex,
+    node: NodeIndex,
     replica: ReplicaState,
     /// The replica's epoch, if it is known.
     epoch: Option<u64>,
@@ -96,7 +99,7 @@ struct MemberState {
 enum MemberStep {
     /// Takes no part.
     Out,
-    /// It is behind or not reachable; the manager is to hear of it.
+    /// It, or another one of its node, is behind or not reachable; the manager is to hear of it.
     LeftOut,
     /// The question of this phase is to be sent.
     Send,
@@ -118,84 +121,6 @@ impl MemberStep {
     const fn takes_part(self) -> bool {
         matches!(self, Self::Send | Self::Sent | Self::Answered)
     }
-}
-
-/// What is offered to a [`Coordinator`]. Answers to the questions of a checkpoint that has ended ([`Output::Answer`]) are not
-/// offered: a replica may answer what the next one asks sooner. Those that were lost with a control link are offered as
-/// refused with [`Refused::TimedOut`], or not at all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Input {
-    /// Take a checkpoint of the volumes that are enrolled.
-    Begin {
-        /// Comes back in the answer.
-        command: CommandId,
-        /// A buffer is full: do not wait for the rest of long requests.
-        is_urgent: bool,
-    },
-    /// A barrier is reached, or was refused.
-    Barrier(VolumeIndex, Result<(), Refused>),
-    /// A replica's epoch.
-    Epoch(MemberIndex, Result<u64, Refused>),
-    /// A replica has prepared, or refused.
-    Prepared(MemberIndex, Result<(), Refused>),
-    /// A replica has committed, or refused.
-    Committed(MemberIndex, Result<(), Refused>),
-    /// A replica's state has changed.
-    Replica(MemberIndex, ReplicaState),
-}
-
-/// What a [`Coordinator`] wants done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Output {
-    /// Raise the barrier of a volume; offer its answer.
-    Barrier {
-        /// Which volume.
-        volume: VolumeIndex,
-        /// Without waiting for the rest of long requests.
-        is_urgent: bool,
-    },
-    /// The barrier of a volume, if it is not reached yet, must not wait for the rest of long requests.
-    Hurry(VolumeIndex),
-    /// Release the barrier of a volume.
-    Release {
-        /// Which volume.
-        volume: VolumeIndex,
-        /// A checkpoint was taken.
-        is_checkpoint: bool,
-    },
-    /// Ask a replica for its epoch; offer the answer.
-    AskEpoch(MemberIndex),
-    /// Ask a replica to prepare, with the number of modifications sent to it; offer the answer.
-    Prepare {
-        /// Which replica.
-        member: MemberIndex,
-        /// Its epoch that shall end.
-        epoch: u64,
-    },
-    /// Tell a replica to commit; offer the answer.
-    Commit {
-        /// Which replica.
-        member: MemberIndex,
-        /// As prepared.
-        epoch: u64,
-    },
-    /// This replica is behind or not reachable, and is left out.
-    LeftOut(MemberIndex),
-    /// This replica says that it misses something: it is behind.
-    Missing(MemberIndex),
-    /// The checkpoint was taken, or why not.
-    Answer(CommandId, Result<(), Failure>),
-}
-
-/// Why a checkpoint was not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Failure {
-    /// What was refused.
-    pub refused: Refused,
-    /// By which replica, if it was one.
-    pub member: Option<MemberIndex>,
-    /// By which volume, if it was one.
-    pub volume: Option<VolumeIndex>,
 }
 
 /// Where a checkpoint stands.
@@ -220,8 +145,6 @@ struct Running {
     /// When it becomes urgent.
     hurry_at: Micros,
     deadline: Micros,
-    /// Replicas are known: one of them at least must take part to the end.
-    has_members: bool,
 }
 
 /// Takes checkpoints of pairs. Offer inputs, poll outputs until `None`.
@@ -249,14 +172,15 @@ impl<'m> Coordinator<'m> {
         !matches!(self.state, State::Idle)
     }
 
-    /// Adds a replica of a volume; its state is offered by [`Input::Replica`].
+    /// Adds a replica of a volume on a node; its state is offered by [`Input::Replica`].
     ///
     /// # Errors
     /// [`Refused::NoRoom`].
-    pub fn add_member(&mut self, volume: VolumeIndex) -> Result<MemberIndex, Refused> {
+    pub fn add_member(&mut self, volume: VolumeIndex, node: NodeIndex) -> Result<MemberIndex, Refused> {
         let free = self.members.iter().position(|member| member.0.is_none()).ok_or(Refused::NoRoom)?;
         let state = MemberState {
             volume,
+            node,
             replica: ReplicaState::Disconnected,
             epoch: None,
             is_epoch_doubtful: false,
@@ -341,8 +265,7 @@ impl<'m> Coordinator<'m> {
             (Input::Begin { command, is_urgent }, _) => {
                 let hurry_at = now.after(Micros(self.timeout.0 / HURRY_SHARE));
                 let deadline = now.after(self.timeout);
-                self.state =
-                    State::Barrier(Running { command, is_urgent, hurry_at, deadline, has_members: false });
+                self.state = State::Barrier(Running { command, is_urgent, hurry_at, deadline });
                 Ok(())
             }
             (Input::Replica(member, replica), _) => self.replica_changed(member, replica),
@@ -362,15 +285,15 @@ impl<'m> Coordinator<'m> {
         }
     }
 
-    /// Whoever falls behind or goes away before the commit is left out: its answer, over a new connection perhaps, would
-    /// say nothing of what it has missed.
+    /// Whoever falls behind or goes away before the commit is left out, with its node: its answer, over a new connection
+    /// perhaps, would say nothing of what it has missed.
     fn replica_changed(&mut self, member: MemberIndex, replica: ReplicaState) -> Result<(), Refused> {
         let is_undecided = matches!(self.state, State::Ask(_) | State::Prepare(_));
         let state = self.member_mut(member).ok_or(Refused::Stale)?;
         state.replica = replica;
         if is_undecided && replica != ReplicaState::Current && state.step.takes_part() {
-            state.forget_unanswered();
-            state.step = MemberStep::LeftOut;
+            let node = state.node;
+            self.leave_out(node);
         }
         Ok(())
     }
@@ -381,7 +304,7 @@ impl<'m> Coordinator<'m> {
             return Err(Refused::Stale);
         }
         match result {
-            Ok(()) => place.0 = VolumeStep::Reached,
+            Ok(()) => place.0 = VolumeStep::Reached { is_replicated: false },
             Err(refused) => {
                 place.0 = VolumeStep::Out;
                 self.fail(refused, None, Some(volume));
@@ -400,7 +323,7 @@ impl<'m> Coordinator<'m> {
             Err(refused) => {
                 // Whatever the reason: what was believed of its epoch may be wrong, so it is asked for anew.
                 state.epoch = None;
-                if refused == Refused::Missing {
+                if matches!(refused, Refused::Missing | Refused::TakenOver) {
                     self.missing = Some(member);
                 }
                 self.fail(refused, Some(member), None);
@@ -428,7 +351,7 @@ impl<'m> Coordinator<'m> {
         };
         for volume in self.volumes.iter_mut() {
             volume.0 = match volume.0 {
-                VolumeStep::Raised | VolumeStep::Hurry | VolumeStep::Reached => {
+                VolumeStep::Raised | VolumeStep::Hurry | VolumeStep::Reached { .. } => {
                     VolumeStep::Release { is_checkpoint: result.is_ok() }
                 }
                 _ => VolumeStep::Out,
@@ -443,7 +366,7 @@ impl<'m> Coordinator<'m> {
         self.state = State::Ending { command: running.command, result };
     }
 
-    /// The next thing to do.
+    /// The next thing to do. Work is bounded by the number of volumes and the square of that of members.
     pub fn poll_output(&mut self) -> Option<Output> {
         loop {
             if let Some(member) = self.missing.take() {
@@ -451,6 +374,9 @@ impl<'m> Coordinator<'m> {
             }
             if let Some(member) = self.next_member(MemberStep::LeftOut, MemberStep::Out) {
                 return Some(Output::LeftOut(member));
+            }
+            if let Some(volume) = self.deserted() {
+                self.fail(Refused::NoReplica, None, Some(volume));
             }
             match self.state {
                 State::Idle => return None,
@@ -465,11 +391,6 @@ impl<'m> Coordinator<'m> {
                         return None;
                     }
                     self.choose(running);
-                }
-                State::Ask(running) | State::Prepare(running) | State::Commit(running)
-                    if self.is_deserted(running) =>
-                {
-                    self.fail(Refused::NoReplica, None, None);
                 }
                 State::Ask(running) => {
                     if let Some(member) = self.next_member(MemberStep::Send, MemberStep::Sent) {
@@ -489,7 +410,7 @@ impl<'m> Coordinator<'m> {
                 }
                 State::Commit(_) => {
                     if let Some((member, epoch)) = self.next_question() {
-                        return Some(Output::Commit { member, epoch });
+                        return Some(Output::Commit { member, epoch, together: self.together(member) });
                     }
                     if self.is_waiting() {
                         return None;
@@ -507,31 +428,6 @@ impl<'m> Coordinator<'m> {
                 }
             }
         }
-    }
-
-    /// Every volume stands still: which replicas take part? With none at all known the barrier is all there is to do;
-    /// with some known and none fit there is no checkpoint.
-    fn choose(&mut self, running: Running) {
-        let volumes = &*self.volumes;
-        let is_in = |volume: VolumeIndex| {
-            volumes.get(usize::from(volume.0)).is_some_and(|place| place.0 == VolumeStep::Reached)
-        };
-        let mut has_members = false;
-        for state in self.members.iter_mut().filter_map(|member| member.0.as_mut()) {
-            state.step = match state.replica {
-                _ if !is_in(state.volume) => MemberStep::Out,
-                ReplicaState::Current => MemberStep::Send,
-                ReplicaState::Behind | ReplicaState::Disconnected => MemberStep::LeftOut,
-            };
-            has_members |= state.step != MemberStep::Out;
-        }
-        self.state = State::Ask(Running { has_members, ..running });
-    }
-
-    /// Replicas are known and none of them takes part, or none any more.
-    fn is_deserted(&self, running: Running) -> bool {
-        let mut members = self.members.iter().filter_map(|member| member.0.as_ref());
-        running.has_members && !members.any(|state| state.step.takes_part())
     }
 
     /// Goes on to the next phase when every question of this one was answered; `None` until then.

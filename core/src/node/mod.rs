@@ -6,7 +6,7 @@ mod checkpoint;
 mod tests;
 
 pub use checkpoint::{
-    Coordinator, Failure, HURRY_SHARE, Input, Member, MemberIndex, Output, Volume, VolumeIndex,
+    Coordinator, Failure, HURRY_SHARE, Input, Member, MemberIndex, NodeIndex, Output, Volume, VolumeIndex,
 };
 
 use crate::{ErrorCounters, ErrorKind, Refused, Stage};
@@ -88,6 +88,21 @@ pub fn check_all<'a, V: Managed + ?Sized + 'a>(
     Ok(())
 }
 
+/// Asks each of several secondaries of a node whether it would take its commit. Only when all would, does the caller let them
+/// act: the views of a node are of one moment.
+///
+/// # Errors
+/// The first that refuses, by its place, and why. None has acted.
+#[cfg(feature = "secondary")]
+pub fn check_commits<'a, 'm: 'a>(
+    commits: impl IntoIterator<Item = (&'a crate::secondary::Secondary<'m>, crate::secondary::Command)>,
+) -> Result<(), (usize, Refused)> {
+    for (place, (volume, commit)) in commits.into_iter().enumerate() {
+        volume.check_command(&commit).map_err(|refused| (place, refused))?;
+    }
+    Ok(())
+}
+
 #[cfg(feature = "primary")]
 impl Managed for crate::primary::Primary<'_> {
     fn check(&self, operation: Operation) -> Result<(), Refused> {
@@ -100,6 +115,8 @@ impl Managed for crate::primary::Primary<'_> {
             Operation::Checkpoint { .. } if self.stage() == Stage::Running && self.is_alone() => {
                 Err(Refused::NoReplica)
             }
+            // One that finds another under way waits for it.
+            Operation::Checkpoint { .. } if self.stage() == Stage::Running => Ok(()),
             Operation::Checkpoint { .. } => self.check_command(&Command::Barrier { is_urgent: false }),
         }
     }

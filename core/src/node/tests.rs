@@ -1,9 +1,12 @@
 mod bounds;
 mod managed;
+mod nodes;
 
 use std::vec::Vec;
 
-use super::{Coordinator, Failure, HURRY_SHARE, Input, Member, MemberIndex, Output, Volume, VolumeIndex};
+use super::{
+    Coordinator, Failure, HURRY_SHARE, Input, Member, MemberIndex, NodeIndex, Output, Volume, VolumeIndex,
+};
 use crate::{CommandId, Micros, Refused, ReplicaState};
 
 const NOW: Micros = Micros(0);
@@ -22,11 +25,12 @@ impl Fixture<'_> {
     }
 }
 
+/// Two volumes, each with a replica on the same node.
 fn with_two_volumes(test: impl FnOnce(Fixture<'_>, MemberIndex, MemberIndex)) {
     let (mut volumes, mut members) = ([Volume::FREE; 2], [Member::FREE; 2]);
     let mut coordinator = Coordinator::new(&mut volumes, &mut members, Micros::from_ms(100));
-    let first = coordinator.add_member(VolumeIndex(0)).unwrap();
-    let second = coordinator.add_member(VolumeIndex(1)).unwrap();
+    let first = coordinator.add_member(VolumeIndex(0), NodeIndex(0)).unwrap();
+    let second = coordinator.add_member(VolumeIndex(1), NodeIndex(0)).unwrap();
     for volume in [VolumeIndex(0), VolumeIndex(1)] {
         coordinator.enrol(volume, true).unwrap();
     }
@@ -58,7 +62,7 @@ fn nobody_commits_before_all_have_prepared_and_the_epoch_is_known_afterwards() {
     with_two_volumes(|mut fixture, first, second| {
         prepare_both(&mut fixture, first, second);
         assert_eq!(fixture.offer(Input::Prepared(first, Ok(()))), []);
-        let commit = |member| Output::Commit { member, epoch: 5 };
+        let commit = |member| Output::Commit { member, epoch: 5, together: 2 };
         assert_eq!(fixture.offer(Input::Prepared(second, Ok(()))), [commit(first), commit(second)]);
         assert_eq!(fixture.offer(Input::Committed(second, Ok(()))), []);
         let outputs = fixture.offer(Input::Committed(first, Ok(())));
@@ -86,6 +90,15 @@ fn a_refused_prepare_releases_every_barrier_and_names_the_replica() {
         assert_eq!(outputs[1..3], released(false));
         assert_eq!(outputs[3..], [Output::Answer(COMMAND, Err(failure))]);
         assert_eq!(fixture.0.handle_input(NOW, Input::Prepared(first, Ok(()))), Err(Refused::Stale));
+    });
+}
+
+#[test]
+fn one_that_has_taken_over_is_behind_from_its_refusal_on() {
+    with_two_volumes(|mut fixture, first, second| {
+        prepare_both(&mut fixture, first, second);
+        let outputs = fixture.offer(Input::Prepared(first, Err(Refused::TakenOver)));
+        assert_eq!(outputs[0], Output::Missing(first));
     });
 }
 
@@ -127,75 +140,6 @@ fn a_commit_without_an_answer_is_asked_about_before_the_next_checkpoint() {
 }
 
 #[test]
-fn a_replica_that_is_behind_is_left_out_and_with_none_left_there_is_no_checkpoint() {
-    with_two_volumes(|mut fixture, first, second| {
-        fixture.offer(Input::Replica(first, ReplicaState::Behind));
-        fixture.offer(Input::Begin { command: COMMAND, is_urgent: false });
-        fixture.offer(Input::Barrier(VolumeIndex(0), Ok(())));
-        let outputs = fixture.offer(Input::Barrier(VolumeIndex(1), Ok(())));
-        assert_eq!(outputs, [Output::LeftOut(first), Output::AskEpoch(second)]);
-        fixture.offer(Input::Epoch(second, Err(Refused::TimedOut)));
-
-        fixture.offer(Input::Replica(second, ReplicaState::Disconnected));
-        for volume in [VolumeIndex(0), VolumeIndex(1)] {
-            fixture.0.enrol(volume, true).unwrap();
-        }
-        fixture.offer(Input::Begin { command: COMMAND, is_urgent: false });
-        fixture.offer(Input::Barrier(VolumeIndex(0), Ok(())));
-        let outputs = fixture.offer(Input::Barrier(VolumeIndex(1), Ok(())));
-        let is_refused = |output: &Output| {
-            matches!(output, Output::Answer(_, Err(Failure { refused: Refused::NoReplica, .. })))
-        };
-        assert_eq!(outputs[..2], [Output::LeftOut(first), Output::LeftOut(second)]);
-        assert_eq!(outputs[2..4], released(false));
-        assert!(is_refused(&outputs[4]), "{outputs:?}");
-    });
-}
-
-#[test]
-fn a_replica_that_falls_behind_before_the_commit_is_left_out_of_the_checkpoint() {
-    for gone in [ReplicaState::Behind, ReplicaState::Disconnected] {
-        with_two_volumes(|mut fixture, first, second| {
-            prepare_both(&mut fixture, first, second);
-            fixture.offer(Input::Prepared(first, Ok(())));
-            let commit = Output::Commit { member: second, epoch: 5 };
-            let left = fixture.offer(Input::Replica(first, gone));
-            assert_eq!(left, [Output::LeftOut(first)], "also one that has prepared");
-            assert_eq!(fixture.offer(Input::Prepared(second, Ok(()))), [commit]);
-            let outputs = fixture.offer(Input::Committed(second, Ok(())));
-            assert_eq!(outputs[2], Output::Answer(COMMAND, Ok(())));
-        });
-    }
-}
-
-#[test]
-fn a_replica_that_falls_behind_while_its_epoch_is_asked_for_is_not_asked_to_prepare() {
-    with_two_volumes(|mut fixture, first, second| {
-        fixture.offer(Input::Begin { command: COMMAND, is_urgent: false });
-        fixture.offer(Input::Barrier(VolumeIndex(0), Ok(())));
-        fixture.offer(Input::Barrier(VolumeIndex(1), Ok(())));
-        assert_eq!(fixture.offer(Input::Replica(first, ReplicaState::Behind)), [Output::LeftOut(first)]);
-        // It is back on a new connection, which says nothing of the old one.
-        assert_eq!(fixture.offer(Input::Replica(first, ReplicaState::Current)), []);
-        let asked = fixture.offer(Input::Epoch(second, Ok(5)));
-        assert_eq!(asked, [Output::Prepare { member: second, epoch: 5 }]);
-    });
-}
-
-#[test]
-fn a_checkpoint_that_everybody_has_left_fails() {
-    with_two_volumes(|mut fixture, first, second| {
-        prepare_both(&mut fixture, first, second);
-        fixture.offer(Input::Replica(first, ReplicaState::Disconnected));
-        fixture.0.remove_member(second);
-        let outputs = fixture.outputs();
-        assert_eq!(outputs[..2], released(false));
-        let failure = Failure { refused: Refused::NoReplica, member: None, volume: None };
-        assert_eq!(outputs[2..], [Output::Answer(COMMAND, Err(failure))]);
-    });
-}
-
-#[test]
 fn a_late_answer_to_a_prepare_is_not_taken_for_that_to_the_next_one() {
     with_two_volumes(|mut fixture, first, second| {
         prepare_both(&mut fixture, first, second);
@@ -219,9 +163,7 @@ fn a_control_link_that_is_lost_after_the_prepare_leaves_the_epoch_that_is_commit
         fixture.offer(Input::Prepared(first, Ok(())));
         fixture.0.forget_epoch(first);
         let commits = fixture.offer(Input::Prepared(second, Ok(())));
-        let prepared =
-            [Output::Commit { member: first, epoch: 5 }, Output::Commit { member: second, epoch: 5 }];
-        assert_eq!(commits, prepared);
+        assert_eq!(commits, [first, second].map(|member| Output::Commit { member, epoch: 5, together: 2 }));
         fixture.offer(Input::Committed(first, Ok(())));
         fixture.offer(Input::Committed(second, Ok(())));
         for volume in [VolumeIndex(0), VolumeIndex(1)] {

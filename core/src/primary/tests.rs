@@ -343,6 +343,8 @@ fn with_every_replica_behind_there_is_no_checkpoint() {
         bench.command(Command::Detach { replica }).unwrap();
     }
     assert_eq!(bench.machine.check(checkpoint), Ok(()), "with none there is only the barrier");
+    bench.command(Command::Barrier { is_urgent: false }).unwrap();
+    assert_eq!(bench.machine.check(checkpoint), Ok(()), "one that finds another under way waits for it");
 }
 
 #[test]

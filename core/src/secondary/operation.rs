@@ -242,7 +242,12 @@ impl Secondary<'_> {
             }
             Purpose::Checkpoint { force } => self.checkpoint(force),
             // A piece that the prepare did not wait for may have failed since.
-            Purpose::Commit => self.checkpoint(false),
+            Purpose::Commit if self.has_missed() => Err(Refused::Missing),
+            // A claim that has ended unclean since leaves the next epoch in doubt, not this one.
+            Purpose::Commit => {
+                self.next_epoch();
+                Ok(())
+            }
             Purpose::Drop => {
                 self.refuse_held(Errno::Shutdown);
                 self.state = State::Done;

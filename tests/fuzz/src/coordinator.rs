@@ -4,7 +4,7 @@
 //! is answered once, with success only if all that were told to commit have done so. What nobody asked for is refused.
 
 use arbitrary::{Arbitrary, Result, Unstructured};
-use twinblock_core::node::{Coordinator, Input, Member, MemberIndex, Output, Volume, VolumeIndex};
+use twinblock_core::node::{Coordinator, Input, Member, MemberIndex, NodeIndex, Output, Volume, VolumeIndex};
 use twinblock_core::{CommandId, Micros, Refused, ReplicaState};
 
 use crate::script::{below, one_of, rarely, steps};
@@ -158,6 +158,7 @@ struct Part {
     /// It was asked something since the checkpoint began.
     was_asked: bool,
     is_out: bool,
+    node: u16,
 }
 
 struct World<'m> {
@@ -182,7 +183,9 @@ impl World<'_> {
                 assert_eq!(result.is_err(), was_busy);
                 if result.is_ok() {
                     self.command = Some(command);
-                    self.members.iter_mut().flatten().for_each(|part| *part = Part::default());
+                    for part in self.members.iter_mut().flatten() {
+                        *part = Part { node: part.node, ..Part::default() };
+                    }
                 }
             }
             Step::Barrier { volume, is_ok } => {
@@ -210,16 +213,7 @@ impl World<'_> {
                 let result = self.machine.enrol(VolumeIndex(volume), is_in);
                 assert_eq!(result.is_ok(), !was_busy && volume < PLACES);
             }
-            Step::Add { volume } => match self.machine.add_member(VolumeIndex(volume)) {
-                Ok(MemberIndex(index)) => {
-                    let place = &mut self.members[usize::from(index)];
-                    assert!(place.is_none(), "a place twice");
-                    *place = Some(Part { is_out: true, ..Part::default() });
-                }
-                Err(refused) => {
-                    assert!(refused == Refused::NoRoom && self.members.iter().all(Option::is_some));
-                }
-            },
+            Step::Add { volume } => self.add(volume),
             Step::Remove { member } => {
                 self.machine.remove_member(MemberIndex(member));
                 if let Some(place) = self.members.get_mut(usize::from(member)) {
@@ -232,6 +226,21 @@ impl World<'_> {
                 self.machine.handle_timeout(self.now);
             }
             Step::Poll(count) => self.poll(count),
+        }
+    }
+
+    /// The first and the third volume have their replicas on one node.
+    fn add(&mut self, volume: u16) {
+        let node = volume % 2;
+        match self.machine.add_member(VolumeIndex(volume), NodeIndex(node)) {
+            Ok(MemberIndex(index)) => {
+                let place = &mut self.members[usize::from(index)];
+                assert!(place.is_none(), "a place twice");
+                *place = Some(Part { is_out: true, node, ..Part::default() });
+            }
+            Err(refused) => {
+                assert!(refused == Refused::NoRoom && self.members.iter().all(Option::is_some));
+            }
         }
     }
 
@@ -308,7 +317,7 @@ impl World<'_> {
             }
             Output::AskEpoch(member) => self.ask(member, Question::Epoch),
             Output::Prepare { member, epoch } => self.ask(member, Question::Prepare(epoch)),
-            Output::Commit { member, epoch } => {
+            Output::Commit { member, epoch, together } => {
                 let mut parts = self.members.iter().flatten();
                 let is_early = |part: &Part| part.was_asked && !part.is_out && part.prepared.is_none();
                 assert!(!parts.any(is_early), "a commit before all have prepared");
@@ -316,6 +325,12 @@ impl World<'_> {
                 let prepared = part.prepared.expect("it has prepared");
                 assert!(prepared == epoch || prepared == u64::MAX, "another epoch than was prepared");
                 part.told = true;
+                let node = part.node;
+                let others = self.members.iter().flatten().filter(|part| part.node == node);
+                let (out, taking_part): (Vec<_>, Vec<_>) =
+                    others.filter(|part| part.was_asked).partition(|part| part.is_out);
+                assert!(out.is_empty(), "C4: a part of a node commits");
+                assert_eq!(usize::from(together), taking_part.len());
                 self.ask(member, Question::Commit(epoch));
             }
             Output::LeftOut(member) => {

@@ -232,7 +232,10 @@ fn command<'a>(
         7 => Command::Detach { volume, name: second },
         8 => Command::Quit,
         9 => Command::CheckpointPrepare { volume: first, epoch, claim, modifications },
-        10 => Command::CheckpointCommit { volume: first, epoch, claim },
+        10 => {
+            let together = (modifications as u16).max(1);
+            Command::CheckpointCommit { volume: first, epoch, claim, together }
+        }
         _ => Command::CheckpointOutcome { volume: first },
     }
 }

@@ -381,7 +381,10 @@ fn write_arguments<W: Write>(json: &mut Emitter<'_, W>, command: &Command<'_>) -
             write_claim(json, volume, epoch, claim)?;
             json.number_member("modifications", modifications)
         }
-        Command::CheckpointCommit { volume, epoch, claim } => write_claim(json, volume, epoch, claim),
+        Command::CheckpointCommit { volume, epoch, claim, together } => {
+            write_claim(json, volume, epoch, claim)?;
+            json.number_member("together", together.into())
+        }
         Command::CheckpointOutcome { volume } => text(json, "volume", Some(volume)),
     }
 }

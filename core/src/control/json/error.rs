@@ -29,6 +29,8 @@ pub enum Expected {
     Boolean,
     /// A whole number from 0 to 2^64 - 1.
     Number,
+    /// A whole number from 1 to 65535.
+    Count,
     /// A string of Unicode characters.
     Text,
     /// A string of 32 hexadecimal digits.
@@ -46,6 +48,7 @@ impl Expected {
         match self {
             Self::Boolean => "true or false",
             Self::Number => "a whole number from 0 to 18446744073709551615",
+            Self::Count => "a whole number from 1 to 65535",
             Self::Text => "a string",
             Self::Identity => "a string of 32 hexadecimal digits",
             Self::Object => "an object",

@@ -122,7 +122,7 @@ fn names_of(command: &str) -> &'static [&'static str] {
         "attach" => &["volume", "uri", "name", "control", "sync"],
         "detach" => &["volume", "name"],
         "checkpoint-prepare" => &["volume", "epoch", "claim", "modifications"],
-        "checkpoint-commit" => &["volume", "epoch", "claim"],
+        "checkpoint-commit" => &["volume", "epoch", "claim", "together"],
         _ => &[],
     }
 }
@@ -168,6 +168,7 @@ impl<'a> Arguments<'a> {
                 volume: self.needed_text("volume")?,
                 epoch: self.number("epoch")?,
                 claim: self.claim()?,
+                together: self.together()?,
             },
             "checkpoint-outcome" => Command::CheckpointOutcome { volume: self.needed_text("volume")? },
             name => return Err(ParseError::UnknownCommand { name }),
@@ -213,6 +214,12 @@ impl<'a> Arguments<'a> {
     fn number(&self, name: &'static str) -> Result<u64, ParseError<'a>> {
         let value = self.given.value_of(name).ok_or(self.missing(name))?;
         value::number(value).ok_or(self.wrong_type(name, Expected::Number))
+    }
+
+    fn together(&self) -> Result<u16, ParseError<'a>> {
+        let Some(value) = self.given.value_of("together") else { return Ok(1) };
+        let count = value::number(value).and_then(|count| u16::try_from(count).ok());
+        count.filter(|count| *count != 0).ok_or(self.wrong_type("together", Expected::Count))
     }
 
     fn claim(&self) -> Result<Identity, ParseError<'a>> {

@@ -59,7 +59,7 @@ fn commands(
         Command::Detach { volume: optional, name: a },
         Command::Quit,
         Command::CheckpointPrepare { volume: a, epoch, claim, modifications },
-        Command::CheckpointCommit { volume: a, epoch, claim },
+        Command::CheckpointCommit { volume: a, epoch, claim, together: (modifications as u16).max(1) },
         Command::CheckpointOutcome { volume: a },
     ]
 }

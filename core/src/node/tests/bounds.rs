@@ -68,7 +68,7 @@ fn a_volume_that_takes_no_part_is_left_alone_and_so_are_its_replicas() {
         assert_eq!(fixture.offer(Input::Epoch(first, Ok(5))), [Output::Prepare { member: first, epoch: 5 }]);
         assert_eq!(
             fixture.offer(Input::Prepared(first, Ok(()))),
-            [Output::Commit { member: first, epoch: 5 }]
+            [Output::Commit { member: first, epoch: 5, together: 1 }]
         );
         let outputs = fixture.offer(Input::Committed(first, Ok(())));
         assert_eq!(outputs, [released(true)[0], Output::Answer(COMMAND, Ok(()))]);
@@ -78,7 +78,7 @@ fn a_volume_that_takes_no_part_is_left_alone_and_so_are_its_replicas() {
 #[test]
 fn without_known_replicas_the_barrier_is_all_there_is_to_do() {
     with_two_volumes(|mut fixture, first, second| {
-        assert_eq!(fixture.0.add_member(VolumeIndex(0)), Err(Refused::NoRoom));
+        assert_eq!(fixture.0.add_member(VolumeIndex(0), NodeIndex(0)), Err(Refused::NoRoom));
         fixture.0.remove_member(first);
         fixture.0.remove_member(second);
         fixture.0.remove_member(MemberIndex(9));
@@ -87,7 +87,7 @@ fn without_known_replicas_the_barrier_is_all_there_is_to_do() {
         let outputs = fixture.offer(Input::Barrier(VolumeIndex(1), Ok(())));
         assert_eq!(outputs[..2], released(true));
         assert_eq!(outputs[2..], [Output::Answer(COMMAND, Ok(()))]);
-        assert_eq!(fixture.0.add_member(VolumeIndex(0)), Ok(first), "its place is free again");
+        assert_eq!(fixture.0.add_member(VolumeIndex(0), NodeIndex(0)), Ok(first), "its place is free again");
     });
 }
 

@@ -313,6 +313,43 @@ fn what_another_primary_tries_undoes_no_prepare_and_holds_up_no_checkpoint() {
 }
 
 #[test]
+fn a_claim_that_ends_unclean_after_the_commit_was_taken_leaves_the_next_epoch_in_doubt() {
+    let mut rig = Rig::running();
+    rig.written(PRIMARY, 0, b"primary").unwrap();
+    assert_eq!(rig.outcome(Command::Prepare { epoch: 1, claim: NAME, modifications: 1 }), Ok(()));
+    let guests = rig.write(GUEST, 1024, b"guest");
+    rig.command(Command::Commit { epoch: 1, claim: NAME }).unwrap();
+    rig.offer(Input::Closed { connection: PRIMARY, is_clean: false }).unwrap();
+    rig.run();
+    assert_eq!((rig.reply(guests), rig.answers.last()), (Some(Ok(Outcome::Done)), Some(&Ok(()))));
+    assert_eq!(rig.machine.epoch(), 2, "all that it counts on had come");
+    assert_eq!(&rig.view()[..7], b"primary");
+    assert_eq!(rig.command(CHECKPOINT), Err(Refused::Missing));
+}
+
+#[test]
+fn commits_of_several_volumes_are_checked_before_one_of_them_acts() {
+    let prepared = |is_prepared: bool| {
+        let mut rig = Rig::running();
+        rig.written(PRIMARY, 0, b"primary").unwrap();
+        if is_prepared {
+            rig.outcome(Command::Prepare { epoch: 1, claim: NAME, modifications: 1 }).unwrap();
+        }
+        rig
+    };
+    let commit = Command::Commit { epoch: 1, claim: NAME };
+    for (refusing, stale) in [(0, false), (1, false), (2, true), (3, false)] {
+        let rigs = [0, 1, 2].map(|place| prepared(place != refusing || stale));
+        let late = Command::Commit { epoch: 7, claim: NAME };
+        let wanted = |place| if stale && place == refusing { late } else { commit };
+        let commits = rigs.iter().enumerate().map(|(place, rig)| (&rig.machine, wanted(place)));
+        let refused = if stale { Refused::StaleEpoch { epoch: 1 } } else { Refused::OtherClaim };
+        let expected = if refusing == 3 { Ok(()) } else { Err((refusing, refused)) };
+        assert_eq!(crate::node::check_commits(commits), expected);
+    }
+}
+
+#[test]
 fn another_primary_that_takes_a_free_claim_undoes_a_prepare_that_it_has_waited_for() {
     let mut rig = Rig::running();
     let stranger = ConnectionId(3);

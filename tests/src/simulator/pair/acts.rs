@@ -1,11 +1,12 @@
 //! What can happen next by itself, and how one of these things does.
 
+use twinblock_core::node::check_commits;
 use twinblock_core::primary;
-use twinblock_core::secondary;
-use twinblock_core::{Micros, Op};
+use twinblock_core::secondary::{self, Command};
+use twinblock_core::{Micros, Op, Refused};
 
 use super::active::Active;
-use super::control::{Message, Question};
+use super::control::{Control, Message, Question};
 use super::settings::REPLICAS;
 use super::standby::{Asker, Standby};
 use super::world::{PRIMARY, Place, World};
@@ -52,10 +53,13 @@ impl World<'_> {
         if every > 1 && self.control.is_under_way() {
             acts.clear();
         }
-        for place in self.places().filter(|place| !self.way(*place).is_frozen) {
-            let question = self.control.questions.iter().position(|one| one.place == place);
+        for node in 0..self.settings.replicas {
+            let Control { questions, answers, .. } = &self.control;
+            let question = questions.iter().position(|one| one.place.replica == node);
+            let question = question.filter(|at| !self.way(questions[*at].place).is_frozen);
             acts.extend(question.map(Act::Question));
-            let answer = self.control.answers.iter().position(|one| one.place == place);
+            let answer = answers.iter().position(|one| one.place.replica == node);
+            let answer = answer.filter(|at| !self.way(answers[*at].place).is_frozen);
             acts.extend(answer.map(Act::Answer));
         }
         acts
@@ -271,15 +275,39 @@ impl World<'_> {
                 return;
             }
             Question::Prepare { epoch, modifications, snapshot } => {
+                self.commits[place.replica].clear();
                 let wanted = secondary::Command::Prepare { epoch, claim: PRIMARY, modifications };
                 (Asker::Prepare(name, snapshot), wanted)
             }
-            Question::Commit { epoch } => {
-                (Asker::Commit(name), secondary::Command::Commit { epoch, claim: PRIMARY })
-            }
+            Question::Commit { epoch, together } => return self.commit(name, place, epoch, together),
         };
         self.meet_secondary(place, super::standby::name_of(&wanted));
         let _ = self.standby_mut(place).command(now, asker, wanted);
+    }
+
+    /// A node carries commits out when all have come that belong together, and only if all can be.
+    fn commit(&mut self, name: u64, place: Place, epoch: u64, together: u16) {
+        let node = place.replica;
+        self.commits[node].push((name, place, epoch));
+        if self.commits[node].len() < usize::from(together) {
+            return;
+        }
+        let commits = std::mem::take(&mut self.commits[node]);
+        let command = |epoch| Command::Commit { epoch, claim: PRIMARY };
+        let machines =
+            commits.iter().map(|(_, place, epoch)| (self.standby(*place).machine(), command(*epoch)));
+        let refusing = check_commits(machines).err().map(|(refusing, _)| refusing);
+        let now = self.secondary_now(node);
+        for (at, (name, place, epoch)) in commits.into_iter().enumerate() {
+            self.meet_secondary(place, "commit");
+            let standby = self.standby_mut(place);
+            if refusing.is_some_and(|refusing| refusing != at) {
+                standby.answered.push((name, Err(Refused::Failed)));
+                continue;
+            }
+            let result = standby.command(now, Asker::Commit(name), command(epoch));
+            assert_eq!(result.is_err(), refusing.is_some(), "checked, and then {result:?}");
+        }
     }
 
     /// Everything ends that can; held writes, barriers and questions by their time-outs.

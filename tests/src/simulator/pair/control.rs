@@ -1,11 +1,11 @@
 //! The coordinator of checkpoints, and the way its questions and the answers to them take: late, lost, or overtaken by
-//! what goes over the data link.
+//! what goes over the data link. The n-th replicas of all volumes are on one node, and share a way.
 //!
 //! As in the daemon, an answer is known by the name of its question. A question of which a checkpoint has ended without an
 //! answer is forgotten: the answer that comes late is none to the questions of the next checkpoint.
 
 use std::rc::Rc;
-use twinblock_core::node::{Coordinator, Failure, Input, MemberIndex, Output, VolumeIndex};
+use twinblock_core::node::{Coordinator, Failure, Input, MemberIndex, NodeIndex, Output, VolumeIndex};
 use twinblock_core::{CommandId, Micros, Refused, ReplicaState};
 
 use super::settings::{REPLICAS, VOLUMES};
@@ -19,8 +19,16 @@ const PLACES: usize = VOLUMES * REPLICAS;
 #[derive(Clone, Debug)]
 pub(super) enum Question {
     Epoch,
-    Prepare { epoch: u64, modifications: u64, snapshot: Rc<Snapshot> },
-    Commit { epoch: u64 },
+    Prepare {
+        epoch: u64,
+        modifications: u64,
+        snapshot: Rc<Snapshot>,
+    },
+    /// With how many volumes of the node commit together.
+    Commit {
+        epoch: u64,
+        together: u16,
+    },
 }
 
 /// A question or an answer under way.
@@ -63,6 +71,8 @@ pub(super) struct Control<'m> {
     /// Volumes that take part, and whether each had replicas when the barriers were reached.
     enrolled: [bool; VOLUMES],
     pub(super) is_known: [bool; VOLUMES],
+    /// Replicas that were attached then.
+    attached: [bool; PLACES],
     /// A message or a link was lost at some time.
     pub(super) has_lost: bool,
 }
@@ -104,6 +114,7 @@ impl<'m> Control<'m> {
             results: Vec::new(),
             enrolled: [false; VOLUMES],
             is_known: [false; VOLUMES],
+            attached: [false; PLACES],
             has_lost: false,
         }
     }
@@ -132,7 +143,8 @@ impl<'m> Control<'m> {
     /// A replica is attached.
     pub(super) fn add(&mut self, place: Place) {
         let volume = VolumeIndex(place.volume as u16);
-        let member = self.coordinator.add_member(volume).expect("there is room");
+        let member =
+            self.coordinator.add_member(volume, NodeIndex(place.replica as u16)).expect("there is room");
         self.members[place.flat()] = Some(member);
         self.states[place.flat()] = ReplicaState::Disconnected;
     }
@@ -145,6 +157,11 @@ impl<'m> Control<'m> {
         self.prepared[place.flat()] = None;
         self.is_unknown[place.flat()] = false;
         self.states[place.flat()] = ReplicaState::Disconnected;
+        self.attached[place.flat()] = false;
+        if self.phase == Phase::Commit {
+            // What is told to commit goes on without it.
+            self.is_known[place.volume] &= self.takes_part(place.volume);
+        }
     }
 
     pub(super) fn begin(&mut self, now: Micros, is_urgent: bool, running: &[bool]) {
@@ -156,6 +173,7 @@ impl<'m> Control<'m> {
         self.coordinator.handle_input(now, Input::Begin { command, is_urgent }).expect("it is idle");
         self.prepared = [None; PLACES];
         self.is_known = [false; VOLUMES];
+        self.attached = [false; PLACES];
         self.left_out.clear();
         self.phase = Phase::Barrier;
     }
@@ -166,7 +184,8 @@ impl<'m> Control<'m> {
         self.is_known = [false; VOLUMES];
         for (flat, member) in self.members.iter().enumerate() {
             let of = Place::at(flat).volume;
-            self.is_known[of] |= member.is_some() && self.enrolled[of];
+            self.attached[flat] = member.is_some() && self.enrolled[of];
+            self.is_known[of] |= self.attached[flat];
         }
     }
 
@@ -191,8 +210,14 @@ impl<'m> Control<'m> {
         }
     }
 
-    /// The control link to a replica is lost, with what is under way on it.
-    pub(super) fn lose_link(&mut self, now: Micros, place: Place) {
+    /// The control link to a node is lost, with what is under way on it.
+    pub(super) fn lose_link(&mut self, now: Micros, node: usize) {
+        for volume in 0..VOLUMES {
+            self.lose_link_of(now, Place { volume, replica: node });
+        }
+    }
+
+    fn lose_link_of(&mut self, now: Micros, place: Place) {
         let Some(member) = self.members[place.flat()] else { return };
         self.has_lost = true;
         self.forget(place);
@@ -300,7 +325,9 @@ impl<'m> Control<'m> {
                     assert!(is_current, "a replica that misses something takes part");
                     return Some(Wish::Prepare { place, epoch });
                 }
-                Output::Commit { member, epoch } => self.commit(self.place(member), epoch),
+                Output::Commit { member, epoch, together } => {
+                    self.commit(self.place(member), epoch, together);
+                }
                 Output::LeftOut(member) => {
                     let place = self.place(member);
                     self.prepared[place.flat()] = None;
@@ -312,7 +339,10 @@ impl<'m> Control<'m> {
         }
     }
 
-    fn commit(&mut self, place: Place, epoch: u64) {
+    fn commit(&mut self, place: Place, epoch: u64, together: u16) {
+        if self.phase != Phase::Commit {
+            self.check_nodes();
+        }
         self.phase = Phase::Commit;
         let is_ready = |prepared: &Option<bool>| *prepared != Some(false);
         assert!(
@@ -321,7 +351,45 @@ impl<'m> Control<'m> {
             self.prepared
         );
         self.is_unknown[place.flat()] = true;
-        self.ask(place, Question::Commit { epoch });
+        self.ask(place, Question::Commit { epoch, together });
+    }
+
+    /// C4: of the replicas of a node all commit that were attached when their volumes stood still, or none.
+    fn check_nodes(&self) {
+        for node in 0..REPLICAS {
+            let places = (0..VOLUMES).map(|volume| Place { volume, replica: node }.flat());
+            let mut attached = places.filter(|place| self.attached[*place]);
+            let first = attached.next().map(|place| self.prepared[place].is_some());
+            assert!(
+                attached.all(|place| Some(self.prepared[place].is_some()) == first),
+                "C4: a part of node {node} commits: {:?}",
+                self.prepared
+            );
+        }
+    }
+
+    /// Whether a replica of a volume was asked to prepare, has, and was not left out.
+    fn takes_part(&self, volume: usize) -> bool {
+        (0..REPLICAS).any(|replica| self.prepared[Place { volume, replica }.flat()] == Some(true))
+    }
+
+    /// Whether all replicas of a node that are attached are current.
+    pub(super) fn is_whole(&self, node: usize, running: &[bool]) -> bool {
+        running.iter().enumerate().filter(|(_, is_running)| **is_running).all(|(volume, _)| {
+            let place = Place { volume, replica: node }.flat();
+            self.members[place].is_none() || self.states[place] == ReplicaState::Current
+        })
+    }
+
+    /// Whether nothing that the coordinator knows of is in the way of a checkpoint of the volumes that run: each of them
+    /// has no replicas, or one on a node that is whole.
+    pub(super) fn is_possible(&self, running: &[bool]) -> bool {
+        running.iter().enumerate().filter(|(_, is_running)| **is_running).all(|(volume, _)| {
+            let is_attached =
+                |replica: &usize| self.members[Place { volume, replica: *replica }.flat()].is_some();
+            let mut attached = (0..REPLICAS).filter(is_attached).peekable();
+            attached.peek().is_none() || attached.any(|node| self.is_whole(node, running))
+        })
     }
 
     /// Whether one that takes part to the end has not told that it has committed.
@@ -339,11 +407,8 @@ impl<'m> Control<'m> {
         self.phase = Phase::Idle;
         self.listened.clear();
         if result.is_ok() {
-            let takes_part = |volume: usize| {
-                (0..REPLICAS).any(|replica| self.prepared[Place { volume, replica }.flat()] == Some(true))
-            };
-            let is_somebody = (0..VOLUMES).any(takes_part);
-            assert!(!self.is_known.contains(&true) || is_somebody, "a checkpoint of nobody");
+            let is_deserted = |volume: usize| self.is_known[volume] && !self.takes_part(volume);
+            assert!(!(0..VOLUMES).any(is_deserted), "a checkpoint without a volume that has replicas");
             assert!(!self.awaits_commits(), "a checkpoint succeeds and one that prepared has not committed");
         }
         self.results.push(result);

@@ -190,10 +190,11 @@ impl World<'_> {
             3 => self.disconnect(place),
             4 => self.way_mut(place).is_frozen = true,
             _ => {
-                self.trace(|_| format!("control link {place:?} is lost"));
+                self.trace(|_| format!("the control link to node {} is lost", place.replica));
                 self.meet_coordinator("link lost");
                 let now = self.primary_now();
-                self.control.lose_link(now, place);
+                self.commits[place.replica].clear();
+                self.control.lose_link(now, place.replica);
                 self.settle();
             }
         }

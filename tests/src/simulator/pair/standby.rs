@@ -397,8 +397,16 @@ impl<'m> Standby<'m> {
                 self.answered.push((name, result));
             }
             Asker::Commit(name) => {
-                if result.is_ok() {
-                    self.check_committed();
+                match result {
+                    Ok(()) => self.check_committed(),
+                    Err(refused) => {
+                        let is_faulty =
+                            !self.device().injected.is_empty() || !self.buffer().injected.is_empty();
+                        assert!(
+                            is_faulty || refused == Refused::NotRunning,
+                            "a commit that was taken fails: {refused:?}"
+                        );
+                    }
                 }
                 self.answered.push((name, result));
             }

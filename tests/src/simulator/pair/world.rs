@@ -83,6 +83,8 @@ pub(super) struct World<'m> {
     pub(super) step: u64,
     pub(super) volumes: Vec<Volume<'m>>,
     pub(super) control: Control<'m>,
+    /// Commits that wait on each node for those of other volumes, with the names of their questions.
+    pub(super) commits: [Vec<(u64, Place, u64)>; REPLICAS],
     pub(super) is_primary_dead: bool,
     /// Whether everything is compared after each step.
     pub(super) is_checking: bool,
@@ -125,6 +127,7 @@ pub(super) fn with_world<T>(
         step: 1,
         volumes,
         control: Control::new(coordinator),
+        commits: Default::default(),
         is_primary_dead: false,
         is_checking: true,
         coverage: Coverage::default(),

@@ -10,7 +10,7 @@ use foldhash::fast::FixedState;
 use heapless::Vec as List;
 use twinblock_core::block::Transfer;
 use twinblock_core::buffer::index::{Index, Node};
-use twinblock_core::node::{Coordinator, Member, MemberIndex, Volume, VolumeIndex};
+use twinblock_core::node::{Coordinator, Member, MemberIndex, NodeIndex, Volume, VolumeIndex};
 use twinblock_core::order::Slot;
 use twinblock_core::primary::{self, Primary, Replica};
 use twinblock_core::secondary::{self, Secondary, WhenFull};
@@ -317,7 +317,7 @@ impl World for Setting {
         let storage = secondary::Storage { table, nodes, connections };
         let secondary = Secondary::new(Self::secondary(), geometry, buffer, storage).expect("it fits");
         let mut coordinator = Coordinator::new(volumes, members, Micros(u64::MAX));
-        coordinator.add_member(VOLUME).expect("there is room");
+        coordinator.add_member(VOLUME, NodeIndex(0)).expect("there is room");
         let mut state = State { primary, secondary, coordinator, around: Around::new(self.inputs()) };
         state.begin();
         state.around.faults_left = self.faults;
