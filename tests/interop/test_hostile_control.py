@@ -188,7 +188,7 @@ class Arguments(ControlTest):
                  "xen-colo-do-checkpoint": ("force", "volume"), "query-xen-replication-status": ("volume",),
                  "attach": ("volume", "uri", "name", "control", "sync"), "detach": ("volume", "name"),
                  "checkpoint-prepare": ("volume", "epoch", "claim", "modifications"),
-                 "checkpoint-commit": ("volume", "epoch", "claim"), "checkpoint-outcome": ("volume",),
+                 "checkpoint-commit": ("volume", "epoch", "claim", "together"), "checkpoint-outcome": ("volume",),
                  "qmp_capabilities": ("enable",), "query-replication": (), "query-commands": ()}
         # What goes with each so that only the value that is tried is wrong.
         rest = {"attach": {"uri": "nbd://x/y", "volume": "none"}, "detach": {"name": "x", "volume": "none"},
