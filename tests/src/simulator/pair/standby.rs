@@ -107,8 +107,10 @@ pub(super) struct Standby<'m> {
     pub(super) is_prepared: bool,
     /// Whose modification was carried out last in stage Running.
     owner: Option<ConnectionId>,
-    /// An error was answered to the owner, or it has gone without a goodbye.
-    lacks_something: bool,
+    /// An error was answered to the owner.
+    has_failed: bool,
+    /// The owner has gone without a goodbye.
+    is_in_doubt: bool,
     /// Checkpoints of the pair.
     pub(super) commits: u64,
     /// One was taken just now.
@@ -152,7 +154,8 @@ impl<'m> Standby<'m> {
             snapshot: None,
             is_prepared: false,
             owner: None,
-            lacks_something: false,
+            has_failed: false,
+            is_in_doubt: false,
             commits: 0,
             has_committed: false,
             guest_failures: 0,
@@ -203,7 +206,7 @@ impl<'m> Standby<'m> {
         let client = self.clients.open.swap_remove(client);
         if client.is_replication {
             self.is_prepared = false;
-            self.lacks_something |= self.owner == Some(client.connection) && !is_clean;
+            self.is_in_doubt |= self.owner == Some(client.connection) && !is_clean;
         }
         if self.session == Some(client.connection) {
             self.session = None;
@@ -255,7 +258,7 @@ impl<'m> Standby<'m> {
         match (self.driver.offer(now, Input::Command(command, wanted)), &asker) {
             (Ok(()), _) => {
                 let is_commit = matches!(asker, Asker::Commit(_));
-                assert!(!is_commit || !self.lacks_something, "a commit although something is missing");
+                assert!(!is_commit || !self.lacks_something(), "a commit although something is missing");
                 self.asked.push((command, asker));
                 Ok(command)
             }
@@ -372,7 +375,11 @@ impl<'m> Standby<'m> {
             self.owner = Some(flying.connection);
         }
         let is_failure = matches!(result, Err(Errno::Io | Errno::NoSpace));
-        self.lacks_something |= is_failure && (is_write || flying.request.op == Op::Flush);
+        self.has_failed |= is_failure && (is_write || flying.request.op == Op::Flush);
+    }
+
+    const fn lacks_something(&self) -> bool {
+        self.has_failed || self.is_in_doubt
     }
 
     fn command_answered(&mut self, command: CommandId, result: Result<(), Refused>) {
@@ -382,9 +389,13 @@ impl<'m> Standby<'m> {
         if epoch != self.epoch {
             assert_eq!(epoch, self.epoch + 1);
             self.epoch = epoch;
-            let may_lack = matches!(asker, Asker::Force) || epoch == 1;
-            assert!(may_lack || !self.lacks_something, "a checkpoint although something is missing");
-            self.lacks_something = false;
+            match asker {
+                // A claim that has ended since the commit was taken puts the next epoch in doubt.
+                Asker::Commit(_) => assert!(!self.has_failed, "a commit although something is missing"),
+                Asker::Force => (self.has_failed, self.is_in_doubt) = (false, false),
+                _ if epoch == 1 => {}
+                _ => assert!(!self.lacks_something(), "a checkpoint although something is missing"),
+            }
             self.epoch_ended();
         }
         match asker {
