@@ -157,7 +157,7 @@ class QemuPair:
 
     def __enter__(self):
         try:
-            self._launch()
+            self.launch()
             self.build()
             self.start()
         except BaseException:
@@ -169,7 +169,7 @@ class QemuPair:
         for process in self.processes:
             process.kill()
 
-    def _launch(self):
+    def launch(self):
         for name in ("secondary", "primary"):
             self.processes.append(QemuProcess(self.directory, name, self._binary))
 
