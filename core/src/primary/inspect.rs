@@ -77,8 +77,8 @@ impl Hash for Primary<'_> {
             now,
         } = self;
         (table, connections, written, lost).hash(state);
-        for Replica { words: _, dirty, link, is_behind, in_flight, told } in replicas.iter() {
-            (dirty, link, is_behind, in_flight, told).hash(state);
+        for Replica { words: _, dirty, link, is_behind, unflushed, in_flight, told } in replicas.iter() {
+            (dirty, link, is_behind, unflushed, in_flight, told).hash(state);
         }
         (lost_holders, stage, barrier, epoch, errors, notices, now).hash(state);
     }
