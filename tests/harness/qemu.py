@@ -33,8 +33,9 @@ class QemuProcess:
         """A block node."""
         self.qmp.call("blockdev-add", driver=driver, node_name=name, **options)
 
-    def add_raw(self, name, path):
-        self.add(name, "raw", file={"driver": "file", "filename": str(path)})
+    def add_raw(self, name, disk):
+        """Over an image, or over what a description of a node says."""
+        self.add(name, "raw", file=disk if isinstance(disk, dict) else {"driver": "file", "filename": str(disk)})
 
     def export(self, node, name):
         """What is written to the export reaches the node."""
@@ -147,10 +148,11 @@ class QemuPair:
 
     name = "qemu"
 
-    def __init__(self, directory, size_bytes, binary="qemu-system-x86_64"):
+    def __init__(self, directory, size_bytes, binary="qemu-system-x86_64", replica_socket=None):
         self.directory = pathlib.Path(directory)
         self.size_bytes = size_bytes
         self._binary = binary
+        self._replica_socket = replica_socket
         self.primary_disk = self.directory / "primary.raw"
         self.secondary_disk = self.directory / "secondary.raw"
         self.processes = []
@@ -177,7 +179,7 @@ class QemuPair:
         """The nodes of a pair that does not replicate yet."""
         secondary, primary = self.processes
         self.secondary = QemuSecondary(secondary, self.secondary_disk, self.size_bytes)
-        self.primary = QemuPrimary(primary, self.primary_disk, secondary.socket)
+        self.primary = QemuPrimary(primary, self.primary_disk, self._replica_socket or secondary.socket)
         self.primary_uri, self.guest_uri = self.primary.primary_uri, self.secondary.guest_uri
         self.replica_uri = self.secondary.replica_uri
 
