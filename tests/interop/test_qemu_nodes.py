@@ -144,8 +144,9 @@ class QemuNodes(PairTest):
         output_of(["qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", image, self.pair.primary_uri])
         output_of(["qemu-img", "compare", "-f", "raw", "-F", "raw", image, self.pair.primary_uri])
         self.pair.checkpoint()
-        output_of(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", self.pair.guest_uri, self.directory / "copy.qcow2"])
-        output_of(["qemu-img", "compare", "-f", "raw", "-F", "qcow2", image, self.directory / "copy.qcow2"])
+        copy = self.directory / "copy.qcow2"
+        output_of(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", self.pair.guest_uri, copy])
+        output_of(["qemu-img", "compare", "-f", "raw", "-F", "qcow2", image, copy])
         output_of(["qemu-io", "-f", "raw", "-c", "write -P 9 1M 1M", "-c", "write -z -u 3M 64k", "-c", "discard 4M 64k",
                    "-c", "aio_write -P 8 6M 64k", "-c", "aio_flush", "-c", "read -P 9 1M 1M", "-c", "read -P 0 3M 64k",
                    "-c", "flush", self.pair.primary_uri])

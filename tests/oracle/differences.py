@@ -1,13 +1,19 @@
 """Where QEMU and Twinblock are known to differ, and how the comparison is adapted. Nothing else is excused.
 
-Each row of `TABLE` has a condition on the step and on the situation that SEMANTICS promises before it, and one of these
-rules: the step's outcomes are not compared; one error is as good as another; QEMU plays other steps in its place; or, from then on, the bytes that it
-touches are not compared on the secondary's side. A situation follows from the steps alone, never from an answer.
+Each row of `TABLE` has a condition on a step and on the situation that is promised before it, and one rule:
+
+- `ignore`: the step's outcomes are not compared;
+- `any_error`: one error is as good as another;
+- `instead`: QEMU plays other steps in its place, and the outcome of the last one counts;
+- `apart`: from then on the bytes that the step touches are not compared on the secondary's side.
+
+A situation follows from the steps alone, never from an answer.
 
 Of requests in flight together those of different ports do not touch one cluster of QEMU's buffers (script.collides):
 its copies before a write and what its secondary's guest does there may meet.
 """
 import dataclasses
+import typing
 
 from script import DISK, PRIMARY, SECONDARY, SECTOR, VIEW, Step
 
@@ -55,11 +61,10 @@ class Difference:
     # What either does.
     qemu: str
     twinblock: str
-    applies: object
-    # The rule: `ignore`, `any_error`, `instead` (steps that QEMU plays; the last one's outcome counts) or `apart`.
+    applies: typing.Callable
     ignore: bool = False
     any_error: bool = False
-    instead: object = None
+    instead: typing.Callable | None = None
     apart: bool = False
 
 
@@ -176,8 +181,9 @@ def plan(steps, size):
         if step.steps:
             qemu = [dataclasses.replace(step, steps=tuple(
                 other for part in step.steps for other in plan_part(part, now)))]
-        planned.append(Planned(step, tuple(qemu), not any(row.ignore for row in rules),
-                               any(row.any_error for row in rules), tuple(apart), tuple(dict.fromkeys(row.name for row in rules))))
+        is_compared, is_any_error = not any(row.ignore for row in rules), any(row.any_error for row in rules)
+        names = tuple(dict.fromkeys(row.name for row in rules))
+        planned.append(Planned(step, tuple(qemu), is_compared, is_any_error, tuple(apart), names))
         now.after(step)
     return planned
 

@@ -65,10 +65,11 @@ class Judge:
                 found += compare(each, one, other)
         apart = planned[-1].apart if planned else ()
         for name in ("primary", "secondary"):
-            place = first_difference(theirs["disks"][name], ours["disks"][name], apart if name == "secondary" else ())
+            one, other = theirs["disks"][name], ours["disks"][name]
+            place = first_difference(one, other, apart if name == "secondary" else ())
             if place is not None:
-                found.append(Difference(None, f"{name} disk at the end: byte {place}: QEMU has "
-                                              f"{theirs['disks'][name][place]}, Twinblock {ours['disks'][name][place]}"))
+                found.append(Difference(None, f"{name} disk at the end: byte {place}: QEMU has {one[place]}, "
+                                              f"Twinblock {other[place]}"))
         return found
 
     def _play(self, side, script, plays):
@@ -160,4 +161,4 @@ def first_difference(one, other, apart):
             one[at:end] = other[at:end]
     if one == other:
         return None
-    return next((place for place, (left, right) in enumerate(zip(one, other)) if left != right), min(len(one), len(other)))
+    return next(place for place, (left, right) in enumerate(zip(one, other, strict=True)) if left != right)
