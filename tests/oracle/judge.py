@@ -13,7 +13,7 @@ from sides import QemuSide, TwinblockSide
 # A pair that takes longer is killed, and has failed by that.
 SCRIPT_MAX_S = 60
 # Replays that the cutting of one script may take.
-CUTS_MAX = 200
+CUTS_MAX = 100
 
 
 class Stuck(Exception):
