@@ -89,3 +89,17 @@ class Qmp:
             self._unread += got
         line, self._unread = self._unread.split(b"\n", 1)
         return json.loads(line)
+
+
+class Replicating:
+    """One end of a pair, of either kind, as a manager drives it over `self.qmp`."""
+
+    def replicate(self, enable, primary, failover=None):
+        more = {} if failover is None else {"failover": failover}
+        return self.qmp.call("xen-set-replication", enable=enable, primary=primary, **more)
+
+    def checkpoint(self):
+        self.qmp.call("xen-colo-do-checkpoint")
+
+    def error(self):
+        return self.qmp.call("query-xen-replication-status")

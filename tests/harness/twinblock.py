@@ -5,7 +5,7 @@ import socket
 import time
 
 from .process import Process
-from .qmp import Qmp
+from .qmp import Qmp, Replicating
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 EXPORT = "disk"
@@ -26,7 +26,7 @@ def free_port():
         return listener.getsockname()[1]
 
 
-class Daemon:
+class Daemon(Replicating):
     """One daemon: its process and, while it runs, its control connection."""
 
     def __init__(self, role, directory, arguments, tcp=False):
@@ -62,9 +62,6 @@ class Daemon:
     def volume(self, index=0):
         return self.qmp.call("query-replication")["volumes"][index]
 
-    def error(self):
-        return self.qmp.call("query-xen-replication-status")
-
     def memory(self):
         """What the process has allocated so far, over all its threads, and what it occupies."""
         return self.qmp.call("x-query-memory")
@@ -86,10 +83,6 @@ class Daemon:
             if time.monotonic() > deadline:
                 raise AssertionError(f"not {what} after {timeout_s} s: {volume}\n{self.process.tail()}")
             time.sleep(0.02)
-
-    def replicate(self, enable, primary, failover=None):
-        more = {} if failover is None else {"failover": failover}
-        return self.qmp.call("xen-set-replication", enable=enable, primary=primary, **more)
 
 
 class TwinblockPair:
@@ -154,8 +147,8 @@ class TwinblockPair:
         """Seconds that a checkpoint of the pair took; the guests may go on meanwhile."""
         began = time.perf_counter()
         if not self.joint:
-            self.secondary.qmp.call("xen-colo-do-checkpoint")
-        self.primary.qmp.call("xen-colo-do-checkpoint")
+            self.secondary.checkpoint()
+        self.primary.checkpoint()
         return time.perf_counter() - began
 
     def failover(self):

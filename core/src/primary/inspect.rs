@@ -75,8 +75,8 @@ impl Hash for Primary<'_> {
             notices,
         } = self;
         (table, connections, written, lost).hash(state);
-        for Replica { words: _, dirty, link, is_behind, in_flight, told } in replicas.iter() {
-            (dirty, link, is_behind, in_flight, told).hash(state);
+        for Replica { words: _, dirty, link, is_behind, unflushed, in_flight, told } in replicas.iter() {
+            (dirty, link, is_behind, unflushed, in_flight, told).hash(state);
         }
         (lost_holders, stage, barrier, epoch, errors, notices).hash(state);
     }

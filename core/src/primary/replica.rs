@@ -16,8 +16,18 @@ pub struct Replica<'m> {
     pub(super) dirty: Option<Bitmap<'m>>,
     pub(super) link: Link,
     pub(super) is_behind: bool,
+    pub(super) unflushed: Unflushed,
     pub(super) in_flight: u16,
     pub(super) told: Option<ReplicaState>,
+}
+
+/// Whether a replica holds what no successful flush has covered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Unflushed {
+    Nothing,
+    /// The flush that was asked for last covers all of it.
+    Covered,
+    Something,
 }
 
 /// Whether a replica belongs to the mirror.
@@ -58,6 +68,7 @@ impl<'m> Replica<'m> {
             dirty: None,
             link: Link::Unused,
             is_behind: false,
+            unflushed: Unflushed::Nothing,
             in_flight: 0,
             told: None,
         }
@@ -84,6 +95,7 @@ impl<'m> Replica<'m> {
         };
         self.link = other.link;
         self.is_behind = other.is_behind;
+        self.unflushed = other.unflushed;
         self.in_flight = other.in_flight;
         self.told = other.told;
         Some(())
@@ -184,6 +196,40 @@ impl Primary<'_> {
         }
     }
 
+    /// A replica has taken what a crash may take from it again.
+    pub(super) fn note_unflushed(&mut self, replica: u8) {
+        if let Some(place) = self.replicas.get_mut(usize::from(replica)) {
+            place.unflushed = Unflushed::Something;
+        }
+    }
+
+    /// A replica is asked to flush what it has taken so far.
+    pub(super) fn ask_flush(&mut self, replica: usize) {
+        if let Some(place) = self.replicas.get_mut(replica)
+            && place.unflushed == Unflushed::Something
+        {
+            place.unflushed = Unflushed::Covered;
+        }
+    }
+
+    /// A flush of a replica has succeeded. One that was asked for later, and covers more, is still to answer then, and
+    /// makes the replica behind if it fails.
+    pub(super) fn flushed(&mut self, replica: u8) {
+        if let Some(place) = self.replicas.get_mut(usize::from(replica))
+            && place.unflushed == Unflushed::Covered
+        {
+            place.unflushed = Unflushed::Nothing;
+        }
+    }
+
+    /// A flush leaves a replica out that is not reachable: what it has taken, and may have lost, is not covered.
+    pub(super) fn leave_out_of_flush(&mut self, replica: usize) {
+        let place = self.replicas.get(replica);
+        if place.is_some_and(|place| place.is_attached() && place.unflushed != Unflushed::Nothing) {
+            self.note_behind(replica);
+        }
+    }
+
     fn tell(&mut self, replica: usize) {
         let Some(place) = self.replicas.get_mut(replica) else { return };
         let state = place.state();
@@ -221,6 +267,7 @@ impl Primary<'_> {
         let Some(place) = self.replicas.get_mut(index) else { return };
         if let Some(dirty) = &mut place.dirty {
             if is_new || place.link == Link::Unused {
+                place.unflushed = Unflushed::Nothing;
                 dirty.clear_all();
                 dirty.union_with(&self.written);
                 place.is_behind = dirty.count() != 0;

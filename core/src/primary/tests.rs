@@ -1,4 +1,5 @@
 mod bounds;
+mod flushes;
 mod hurried;
 mod legs;
 mod reads;

@@ -138,7 +138,10 @@ impl Primary<'_> {
         let leg = Legs::of(device);
         let was_fast = matches!(work.request.op, Op::WriteZeroes { fast: true, .. }) && !mirror.slow.has(leg);
         match result {
-            Ok(_) => mirror.succeeded = mirror.succeeded.with(leg),
+            Ok(_) => {
+                mirror.succeeded = mirror.succeeded.with(leg);
+                self.leg_succeeded(work, device);
+            }
             Err(Errno::Unsupported) if was_fast => {
                 mirror.slow = mirror.slow.with(leg);
                 mirror.next = mirror.next.with(leg);
@@ -157,6 +160,15 @@ impl Primary<'_> {
         self.enter(index, Phase::Mirror(mirror));
         if work.outstanding == 0 || !mirror.next.is_empty() {
             self.table.wake(index);
+        }
+    }
+
+    fn leg_succeeded(&mut self, work: &Work, device: Device) {
+        let Device::Replica(replica) = device else { return };
+        match work.request.op {
+            Op::Flush => self.flushed(replica),
+            Op::Write { fua: false, .. } | Op::WriteZeroes { fua: false, .. } => self.note_unflushed(replica),
+            _ => {}
         }
     }
 
