@@ -30,7 +30,6 @@ impl Primary<'_> {
             epoch: self.epoch,
             errors: self.errors,
             notices: self.notices.copied(),
-            now: self.now,
         })
     }
 
@@ -74,12 +73,11 @@ impl Hash for Primary<'_> {
             epoch,
             errors,
             notices,
-            now,
         } = self;
         (table, connections, written, lost).hash(state);
         for Replica { words: _, dirty, link, is_behind, in_flight, told } in replicas.iter() {
             (dirty, link, is_behind, in_flight, told).hash(state);
         }
-        (lost_holders, stage, barrier, epoch, errors, notices, now).hash(state);
+        (lost_holders, stage, barrier, epoch, errors, notices).hash(state);
     }
 }

@@ -133,7 +133,6 @@ pub struct Primary<'m> {
     epoch: u64,
     errors: ErrorCounters,
     notices: Notices,
-    now: Micros,
 }
 
 /// What a step of an entry came to.
@@ -178,7 +177,6 @@ impl<'m> Primary<'m> {
             epoch: 0,
             errors: ErrorCounters::default(),
             notices: Notices::default(),
-            now: Micros::default(),
         })
     }
 
@@ -219,12 +217,11 @@ impl<'m> Primary<'m> {
     }
 
     /// Offers one input. On `Err` the machine is exactly as it was. Work is bounded by the size of the table and, for
-    /// attaching, of a bitmap.
+    /// attaching, of a bitmap. Nothing here depends on the time: the checkpoint's time-out is the coordinator's.
     ///
     /// # Errors
     /// [`Refused`] says why it was not taken and who must act.
-    pub fn handle_input(&mut self, now: Micros, input: Input) -> Result<(), Refused> {
-        self.now = self.now.max(now);
+    pub fn handle_input(&mut self, _now: Micros, input: Input) -> Result<(), Refused> {
         match input {
             Input::Opened(connection) => self.connections.open(connection, ()),
             Input::Closed(connection) => self.close(connection),
@@ -330,7 +327,12 @@ impl<'m> Primary<'m> {
 
     /// A transfer has ended.
     fn complete(&mut self, device: Device, completion: &Completion) -> Result<(), Refused> {
-        let index = self.table.find(completion.tag).ok_or(Refused::Stale)?;
+        let is_mine = match device {
+            Device::Disk => true,
+            Device::Replica(replica) => usize::from(replica) < self.replicas.len(),
+            Device::Buffer => false,
+        };
+        let index = self.table.find(completion.tag).filter(|_| is_mine).ok_or(Refused::Stale)?;
         let work = self.table.get(index).copied().ok_or(Refused::Stale)?;
         let Some(outstanding) = work.outstanding.checked_sub(1) else { return Err(Refused::Stale) };
         let work = Work { outstanding, ..work };
@@ -419,7 +421,5 @@ impl crate::driver::Machine for Primary<'_> {
         None
     }
 
-    fn handle_timeout(&mut self, now: Micros) {
-        self.now = self.now.max(now);
-    }
+    fn handle_timeout(&mut self, _now: Micros) {}
 }
