@@ -169,6 +169,24 @@ fn a_replica_that_falls_behind_before_the_commit_is_left_out_of_the_checkpoint()
 }
 
 #[test]
+fn a_replica_that_stays_current_or_falls_behind_after_the_decision_is_not_left_out() {
+    with_two_volumes(|mut fixture, first, second| {
+        prepare_both(&mut fixture, first, second);
+        assert_eq!(fixture.offer(Input::Replica(first, ReplicaState::Current)), []);
+        fixture.offer(Input::Prepared(first, Ok(())));
+        let commit = |member| Output::Commit { member, epoch: 5 };
+        assert_eq!(fixture.offer(Input::Prepared(second, Ok(()))), [commit(first), commit(second)]);
+        assert_eq!(
+            fixture.offer(Input::Replica(first, ReplicaState::Behind)),
+            [],
+            "it has been told to commit"
+        );
+        assert_eq!(fixture.offer(Input::Committed(first, Ok(()))), []);
+        assert_eq!(fixture.offer(Input::Committed(second, Ok(())))[2], Output::Answer(COMMAND, Ok(())));
+    });
+}
+
+#[test]
 fn a_replica_that_falls_behind_while_its_epoch_is_asked_for_is_not_asked_to_prepare() {
     with_two_volumes(|mut fixture, first, second| {
         fixture.offer(Input::Begin { command: COMMAND, is_urgent: false });
