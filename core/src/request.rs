@@ -121,12 +121,9 @@ pub enum Outcome {
 #[cfg(any(feature = "primary", feature = "secondary"))]
 impl Outcome {
     /// A device's word on holes, cut to what was asked: a server that it comes from may say anything.
-    pub(crate) const fn within(self, limit: u64) -> Self {
+    pub(crate) fn within(self, limit: u64) -> Self {
         match self {
-            Self::Status { is_hole, length } => {
-                let length = if length > limit { limit } else { length };
-                Self::Status { is_hole, length: if length == 0 { 1 } else { length } }
-            }
+            Self::Status { is_hole, length } => Self::Status { is_hole, length: length.min(limit).max(1) },
             Self::Done => self,
         }
     }

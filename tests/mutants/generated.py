@@ -1,32 +1,60 @@
 """cargo-mutants over core: breaks that a program makes, a small one for each operator and each function.
 
-Each runs core's unit tests; one that they miss runs the suites that are slower. What no test can notice, as it changes
-nothing that can be seen from outside, is listed with the reason in equivalent.toml. A record of all outcomes is kept
-below the target directory; --continue adds to it, so that the whole can be done in parts.
+Nearly all are built into one program, which chooses one (switched.py); the few that cannot be are built by cargo-mutants
+itself. Each runs core's unit tests, those of its own module first; one that they miss runs the suites that are slower.
+What no test can notice, as it changes nothing that can be seen from outside, is listed with the reason in
+equivalent.toml. A record of all outcomes is kept below the target directory; --continue adds to it, and tries again
+what was missed, so that the whole can be done in parts.
 """
 import collections
+import fnmatch
 import json
-import pathlib
-import shutil
+import re
 import subprocess
 import tomllib
 
-from workshop import ROOT, SUITES, Broken, Workshop, target
+from switched import CARGO, Switched
+from workshop import ROOT, SUITES, Broken, Clock, Workshop, target
 
-HERE = pathlib.Path(__file__).resolve().parent
+HERE = ROOT / "tests" / "mutants"
 VERSION = "27.1.0"
 # Of all that can be built and be noticed, so much must be.
 SHARE_MIN = 0.9
 WIDER = [suite for suite in SUITES if suite not in ("core", "io-posix")]
+# A simulation takes longer than the unit tests, by this factor.
+WIDER_FACTOR = 30
 # The unit tests' random cases are as many as fit a run of some thousand breaks.
 ENVIRONMENT = {"PROPTEST_CASES": "48"}
 WORDS = {"CaughtMutant": "caught", "MissedMutant": "missed", "Timeout": "hangs", "Unviable": "unviable"}
+# What uses much of a module without being in it is tried with that module's tests too.
+NEAR = {"connection": ["primary::", "secondary::"], "order": ["primary::", "secondary::"]}
+
+
+def succeeds(*command):
+    try:
+        return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+    except OSError:
+        return False
 
 
 def install():
-    if shutil.which("cargo-mutants"):
-        return
-    subprocess.run(["cargo", "install", "--locked", "cargo-mutants", "--version", VERSION], check=True)
+    if not succeeds("cargo", "mutants", "--version"):
+        subprocess.run(["cargo", "install", "--locked", "cargo-mutants", "--version", VERSION], check=True)
+    if not succeeds(*CARGO, "--version"):
+        subprocess.run(["rustup", "toolchain", "install", "nightly", "--profile", "minimal"], check=True)
+
+
+def listed(options):
+    """The breaks that are asked for, as cargo-mutants lists them."""
+    command = ["cargo", "mutants", "--list", "--json", "--package", "twinblock-core",
+               "--config", str(HERE / "cargo-mutants.toml")]
+    every = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+    if options.file:
+        every = [one for one in every if any(fnmatch.fnmatch(one["file"], pattern) for pattern in options.file)]
+    if options.shard:
+        first, step = map(int, options.shard.split("/"))
+        every = every[first::step]
+    return every
 
 
 def short(name):
@@ -47,43 +75,54 @@ def line_of(name):
     return lines[int(line) - 1].strip() if int(line) <= len(lines) else ""
 
 
-def mutate(workshop, options, record):
-    """Runs cargo-mutants; adds its outcomes to the record."""
+def near(name):
+    """Names of the tests that are beside a break."""
+    parts = name.split(":", 1)[0].removeprefix("core/src/").removesuffix(".rs").removesuffix("/mod").split("/")
+    own = "::".join(parts[:2] if parts[0] in ("nbd", "control") else parts[:1])
+    return [f"{own}::", *NEAR.get(parts[0], [])]
+
+
+def try_switched(switched, options, record):
+    """Unit tests first; what they miss, the suites that are slower."""
+    if switched.test("core", 0, options.timeout):
+        raise Broken("the unit tests are red with nothing broken")
+    clock = Clock()
+    for count, (number, name) in enumerate(switched.placed.items()):
+        if record.get(name, {}).get("outcome", "missed") == "missed":
+            red = switched.test("core", number, options.timeout, near(name)) or switched.test("core", number, options.timeout)
+            record[name] = {"outcome": "missed"} if red is None else {"outcome": "caught", "by": red}
+            if red == "hangs":
+                record[name]["outcome"] = "hangs"
+        if count % 250 == 249:
+            print(f"{count + 1} of {len(switched.placed)} after {clock.seconds():.0f} s", flush=True)
+            save(record)
+    for name in switched.unviable:
+        record[name] = {"outcome": "unviable"}
+    known = equivalents()
+    for number, name in switched.placed.items():
+        if record[name]["outcome"] == "missed" and (short(name), line_of(name)) not in known:
+            for suite in WIDER:
+                red = switched.test(suite, number, options.timeout * WIDER_FACTOR)
+                if red:
+                    record[name] = {"outcome": "caught", "by": f"{suite}: {red}"}
+                    break
+            print(f"{short(name)}: {record[name]['outcome']} ({record[name].get('by', 'nothing')})", flush=True)
+            save(record)
+
+
+def build_alone(names, options, record):
+    """cargo-mutants itself, for what cannot be switched."""
+    workshop = Workshop("cargo-mutants")
     out = target() / "cargo-mutants" / "report"
     command = ["cargo", "mutants", "--in-place", "--no-shuffle", "--package", "twinblock-core", "--cargo-arg=--lib",
-               "--config", str(HERE / "cargo-mutants.toml"), "--output", str(out), "--timeout", str(options.timeout)]
-    command += ["--shard", options.shard, "--sharding", "round-robin"] if options.shard else []
-    for pattern in options.file or []:
-        command += ["--file", pattern]
-    # Its exit code tells of breaks that were missed; those are looked at below.
+               "--config", str(HERE / "cargo-mutants.toml"), "--output", str(out), "--timeout", str(4 * options.timeout)]
+    for name in names:
+        command += ["--re", f"^{re.escape(name)}$"]
+    # Its exit code tells of breaks that were missed; those are in the table.
     subprocess.run(command, cwd=workshop.tree, env=workshop.environment(ENVIRONMENT))
-    report = out / "mutants.out"
-    for outcome in json.loads((report / "outcomes.json").read_text())["outcomes"]:
+    for outcome in json.loads((out / "mutants.out" / "outcomes.json").read_text())["outcomes"]:
         if isinstance(outcome["scenario"], dict):
-            name = outcome["scenario"]["Mutant"]["name"]
-            record[name] = {"outcome": WORDS[outcome["summary"]]}
-            if outcome["summary"] == "MissedMutant":
-                record[name]["diff"] = (report / outcome["diff_path"]).read_text()
-
-
-def widen(workshop, name, entry):
-    """Runs the slower suites for a break that the unit tests have missed."""
-    workshop.refresh()
-    try:
-        patch = target() / "cargo-mutants" / "missed.patch"
-        patch.write_text(entry["diff"])
-        workshop.apply(patch)
-        for suite in WIDER:
-            red = workshop.test(suite)
-            if red:
-                entry.update(outcome="caught", by=f"{suite}: {red}")
-                break
-        else:
-            entry["by"] = "nothing"
-    except Broken as broken:
-        entry["by"] = str(broken)
-    workshop.refresh()
-    print(f"{short(name)}: {entry['outcome']} ({entry['by']})", flush=True)
+            record[outcome["scenario"]["Mutant"]["name"]] = {"outcome": WORDS[outcome["summary"]]}
 
 
 def module_of(name):
@@ -116,20 +155,32 @@ def tell(record):
     return share
 
 
+def record_path():
+    return target() / "cargo-mutants" / "record.json"
+
+
+def save(record):
+    record_path().parent.mkdir(parents=True, exist_ok=True)
+    record_path().write_text(json.dumps(record, indent=1))
+
+
 def main(options):
     install()
-    workshop = Workshop("cargo-mutants")
-    kept = target() / "cargo-mutants" / "record.json"
-    record = json.loads(kept.read_text()) if options.goes_on and kept.exists() else {}
-    kept.parent.mkdir(parents=True, exist_ok=True)
+    every = listed(options)
+    # Line numbers move with every change of the code: what is not listed any more is forgotten.
+    names = {one["name"] for one in every}
+    record = json.loads(record_path().read_text()) if options.goes_on and record_path().exists() else {}
+    if not (options.file or options.shard):
+        record = {name: entry for name, entry in record.items() if name in names}
+    switched = Switched(every)
+    switched.place()
+    print(f"{len(every)} breaks: {len(switched.placed)} in one program, {len(switched.unviable)} do not compile, "
+          f"{len(switched.left)} to be built alone", flush=True)
     try:
-        mutate(workshop, options, record)
-        for name, entry in record.items():
-            if entry["outcome"] == "missed" and "by" not in entry:
-                widen(workshop, name, entry)
-                kept.write_text(json.dumps(record, indent=1))
+        try_switched(switched, options, record)
+        alone = [name for name in switched.left if record.get(name, {}).get("outcome", "missed") == "missed"]
+        if alone:
+            build_alone(alone, options, record)
     finally:
-        workshop.refresh()
-        kept.write_text(json.dumps(record, indent=1))
-    share = tell(record)
-    return 0 if share >= SHARE_MIN else 1
+        save(record)
+    return 0 if tell(record) >= SHARE_MIN else 1

@@ -85,7 +85,8 @@ impl Run {
 
 /// How many nodes, half full or a root, hold this many entries at most.
 const fn half_full(entries: usize) -> usize {
-    if entries < ENTRIES_MIN * 2 { 1 } else { entries / ENTRIES_MIN }
+    let nodes = entries / ENTRIES_MIN;
+    if nodes == 0 { 1 } else { nodes }
 }
 
 /// No room for another run; nothing was changed.

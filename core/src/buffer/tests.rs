@@ -68,6 +68,17 @@ fn bytes_are_found_where_their_granule_is_and_as_far_as_they_lie_together() {
 }
 
 #[test]
+fn bytes_are_found_at_the_far_end_of_the_largest_disk() {
+    let disk_bytes = (i64::MAX as u64).next_multiple_of(GRANULE);
+    let mut buffer = Buffer::new(vec![Node::EMPTY; 1].leak(), GRANULE as u32, disk_bytes, 8);
+    let last = Extent::between(disk_bytes - 4 * GRANULE, disk_bytes);
+    assert_eq!(buffer.find(last), found(Spot::Absent, 2048));
+    buffer.remember(last, 2).unwrap();
+    assert_eq!(buffer.find(last), found(Spot::Slot(1024), 2048));
+    assert_eq!(buffer.next_present(0), Some(last));
+}
+
+#[test]
 fn the_last_granule_ends_with_the_disk() {
     let mut buffer = buffer(2);
     let last = Extent::between(10 * GRANULE, DISK);

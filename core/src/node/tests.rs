@@ -140,6 +140,24 @@ fn a_commit_without_an_answer_is_asked_about_before_the_next_checkpoint() {
 }
 
 #[test]
+fn a_replica_that_stays_current_or_falls_behind_after_the_decision_is_not_left_out() {
+    with_two_volumes(|mut fixture, first, second| {
+        prepare_both(&mut fixture, first, second);
+        assert_eq!(fixture.offer(Input::Replica(first, ReplicaState::Current)), []);
+        fixture.offer(Input::Prepared(first, Ok(())));
+        let commit = |member| Output::Commit { member, epoch: 5, together: 2 };
+        assert_eq!(fixture.offer(Input::Prepared(second, Ok(()))), [commit(first), commit(second)]);
+        assert_eq!(
+            fixture.offer(Input::Replica(first, ReplicaState::Behind)),
+            [],
+            "it has been told to commit"
+        );
+        assert_eq!(fixture.offer(Input::Committed(first, Ok(()))), []);
+        assert_eq!(fixture.offer(Input::Committed(second, Ok(())))[2], Output::Answer(COMMAND, Ok(())));
+    });
+}
+
+#[test]
 fn a_late_answer_to_a_prepare_is_not_taken_for_that_to_the_next_one() {
     with_two_volumes(|mut fixture, first, second| {
         prepare_both(&mut fixture, first, second);

@@ -57,7 +57,9 @@ fn reads_share_but_wait_for_writes_and_writes_wait_for_reads() {
 fn a_full_table_takes_nothing_and_a_stale_tag_finds_nothing() {
     let mut slots = [Slot::FREE; 1];
     let mut table = Table::new(&mut slots);
+    assert!(table.is_empty() && !table.is_full());
     let only = table.insert(write(0, 1), 1).unwrap();
+    assert!(!table.is_empty() && table.is_full());
     let tag = table.tag(only);
     assert!(table.insert(write(5, 1), 2).is_none());
     runnable(&mut table);

@@ -217,7 +217,7 @@ impl<'m> Primary<'m> {
     }
 
     /// Offers one input. On `Err` the machine is exactly as it was. Work is bounded by the size of the table and, for
-    /// attaching, of a bitmap. The time is taken as by every machine, and matters not: a primary waits for nothing by itself.
+    /// attaching, of a bitmap. Nothing here depends on the time: the checkpoint's time-out is the coordinator's.
     ///
     /// # Errors
     /// [`Refused`] says why it was not taken and who must act.
@@ -327,7 +327,12 @@ impl<'m> Primary<'m> {
 
     /// A transfer has ended.
     fn complete(&mut self, device: Device, completion: &Completion) -> Result<(), Refused> {
-        let index = self.table.find(completion.tag).ok_or(Refused::Stale)?;
+        let is_mine = match device {
+            Device::Disk => true,
+            Device::Replica(replica) => usize::from(replica) < self.replicas.len(),
+            Device::Buffer => false,
+        };
+        let index = self.table.find(completion.tag).filter(|_| is_mine).ok_or(Refused::Stale)?;
         let work = self.table.get(index).copied().ok_or(Refused::Stale)?;
         let Some(outstanding) = work.outstanding.checked_sub(1) else { return Err(Refused::Stale) };
         let work = Work { outstanding, ..work };

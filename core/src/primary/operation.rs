@@ -170,7 +170,7 @@ impl Primary<'_> {
     /// modification that begins now: waiting for the barrier, it would keep a buffer that such a piece may need.
     #[must_use]
     pub(super) fn awaits_pieces(&self) -> bool {
-        self.barrier.is_some_and(|barrier| !barrier.is_urgent && !barrier.is_reached)
-            && self.connections.unfinished().next().is_some()
+        // Of one that is reached, or urgent, no connection has pieces to come that it would wait for.
+        self.barrier.is_some() && self.connections.unfinished().next().is_some()
     }
 }

@@ -2,8 +2,11 @@ mod bounds;
 mod flushes;
 mod hurried;
 mod legs;
+mod lost;
+mod managed;
 mod reads;
 mod stopped;
+mod zeroes;
 
 use std::vec;
 use std::vec::Vec;
@@ -13,8 +16,8 @@ use crate::block::{Action, Capabilities, Completion, Geometry, Transfer};
 use crate::driver::Machine;
 use crate::order::Slot;
 use crate::{
-    BufferIndex, CommandId, Connection, ConnectionId, Data, Device, Errno, ErrorKind, Extent, Micros, Notice,
-    Op, Outcome, Output, Refused, Reply, Request, RequestId, Stage,
+    BufferIndex, CommandId, Connection, ConnectionId, Data, Device, Errno, ErrorKind, Event, Extent, Micros,
+    Notice, Op, Outcome, Output, Refused, Reply, Request, RequestId, Stage,
 };
 
 const NOW: Micros = Micros(0);
@@ -39,6 +42,7 @@ struct Bench {
     transfers: Vec<(Device, Transfer)>,
     replies: Vec<Reply>,
     answers: Vec<(CommandId, Result<(), Refused>)>,
+    events: Vec<Event>,
     next: u32,
 }
 
@@ -62,6 +66,7 @@ impl Bench {
             transfers: Vec::new(),
             replies: Vec::new(),
             answers: Vec::new(),
+            events: Vec::new(),
             next: 0,
         };
         bench.offer(Input::Opened(GUEST)).unwrap();
@@ -81,15 +86,20 @@ impl Bench {
 
     fn offer(&mut self, input: Input) -> Result<(), Refused> {
         let result = Machine::handle_input(&mut self.machine, NOW, input);
+        self.poll();
+        result
+    }
+
+    fn poll(&mut self) {
         while let Some(output) = Machine::poll_output(&mut self.machine) {
             match output {
                 Output::Transfer(device, transfer) => self.transfers.push((device, transfer)),
                 Output::Reply(reply) => self.replies.push(reply),
                 Output::Notice(Notice::Answer(command, result)) => self.answers.push((command, result)),
+                Output::Notice(Notice::Event(event)) => self.events.push(event),
                 Output::Notice(_) | Output::Fill(_) => {}
             }
         }
-        result
     }
 
     fn command(&mut self, command: Command) -> Result<(), Refused> {
@@ -117,7 +127,9 @@ impl Bench {
         let place =
             self.transfers.iter().position(|(on, _)| *on == device).expect("a transfer on this device");
         let (_, transfer) = self.transfers.remove(place);
-        self.offer(Input::Completed(device, Completion { tag: transfer.tag, result })).unwrap();
+        let completion = Completion { tag: transfer.tag, result };
+        Machine::handle_completion(&mut self.machine, NOW, device, completion).unwrap();
+        self.poll();
         transfer
     }
 
@@ -365,35 +377,6 @@ fn a_flush_covers_the_replicas_and_one_that_fails_is_behind() {
     bench.ok(FIRST);
     bench.end(SECOND, IO);
     assert_eq!(bench.reply(id), Some(IO), "the one that flushed misses something");
-}
-
-#[test]
-fn what_a_replica_wants_again_waits_for_the_release_of_the_barrier() {
-    let mut bench = Bench::running();
-    let id = bench.request(Op::WriteZeroes { may_unmap: true, fast: true, fua: false }, 0, 4096);
-    bench.command(Command::Barrier { is_urgent: false }).unwrap();
-    bench.ok(Device::Disk);
-    bench.ok(SECOND);
-    bench.end(FIRST, Err(Errno::Unsupported));
-    assert_eq!(bench.devices(), [], "one more modification would be one that was not counted");
-    bench.command(Command::Release { is_checkpoint: true }).unwrap();
-    assert_eq!(bench.devices(), [FIRST]);
-    bench.ok(FIRST);
-    assert_eq!(bench.reply(id), Some(Ok(Outcome::Done)));
-    assert!(!bench.is_behind(0));
-}
-
-#[test]
-fn a_leg_that_refuses_fast_zeroes_gets_them_without() {
-    let mut bench = Bench::running();
-    let id = bench.request(Op::WriteZeroes { may_unmap: true, fast: true, fua: false }, 0, 4096);
-    bench.ok(Device::Disk);
-    bench.ok(SECOND);
-    bench.end(FIRST, Err(Errno::Unsupported));
-    let slow = bench.ok(FIRST);
-    assert_eq!(slow.action, Action::WriteZeroes { may_unmap: true, fast: false, fua: false });
-    assert_eq!(bench.reply(id), DONE);
-    assert!(!bench.is_behind(0));
 }
 
 #[test]

@@ -21,10 +21,11 @@ impl Legs {
         Self(2 << index)
     }
 
+    /// Of one of the machine's devices.
     pub(super) const fn of(device: Device) -> Self {
         match device {
-            Device::Replica(index) if (index as usize) < super::REPLICAS_MAX => Self::replica(index as usize),
-            Device::Disk | Device::Buffer | Device::Replica(_) => Self::DISK,
+            Device::Replica(index) => Self::replica(index as usize),
+            Device::Disk | Device::Buffer => Self::DISK,
         }
     }
 
@@ -189,7 +190,7 @@ impl Primary<'_> {
     fn mirrored(&mut self, work: &Work, mirror: &Mirror) -> Result<Outcome, Errno> {
         let is_modification = work.request.op.is_modification();
         let Some(errno) = mirror.disk_failure else {
-            if is_modification && self.lost.count() != 0 {
+            if self.lost.count() != 0 {
                 self.overwritten(work);
             }
             return Ok(Outcome::Done);

@@ -318,6 +318,13 @@ fn the_documented_sizes_hold() {
         let entries = Index::entries_for(nodes);
         assert!(Index::nodes_for(entries) <= nodes && Index::nodes_for(entries + 1) > nodes);
     }
+    let most = Index::entries_for(u32::MAX as usize - 1);
+    assert_eq!(
+        Index::entries_for(usize::MAX),
+        most,
+        "nodes have numbers of 32 bits, of which one means none"
+    );
+    assert!(most > Index::entries_for((u32::MAX as usize - 1) / 2));
     let entries = 1 << 24;
     let bytes = Index::nodes_for(entries) * size_of::<Node>();
     assert!(bytes * 10 <= entries * 355);

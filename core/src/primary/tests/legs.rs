@@ -29,6 +29,75 @@ fn every_leg_is_asked_for_exactly_what_the_guest_asked() {
 }
 
 #[test]
+fn a_flush_asks_the_replicas_that_are_reachable_while_it_runs() {
+    let mut bench = Bench::running();
+    bench.offer(Input::Disconnected(1)).unwrap();
+    bench.request(Op::Flush, 0, 0);
+    assert_eq!(bench.devices(), [Device::Disk, FIRST]);
+    bench.ok(Device::Disk);
+    bench.ok(FIRST);
+    bench.command(Command::Stop).unwrap();
+    bench.request(Op::Flush, 0, 0);
+    assert_eq!(bench.devices(), [Device::Disk]);
+}
+
+#[test]
+fn a_completion_of_a_device_that_there_is_not_is_refused_and_changes_nothing() {
+    let mut bench = Bench::running();
+    let id = bench.write(0, 512);
+    let tag = bench.transfers[0].1.tag;
+    for device in [Device::Buffer, Device::Replica(2), Device::Replica(32), Device::Replica(u8::MAX)] {
+        let completion = Completion { tag, result: Ok(Outcome::Done) };
+        assert_eq!(bench.offer(Input::Completed(device, completion)), Err(Refused::Stale), "{device:?}");
+    }
+    for device in [Device::Disk, FIRST, SECOND] {
+        assert_eq!(bench.reply(id), None);
+        bench.ok(device);
+    }
+    assert_eq!(bench.reply(id), DONE);
+}
+
+#[test]
+fn a_place_keeps_what_it_misses_unless_it_was_never_used_or_another_replica_takes_it() {
+    let granule = u64::from(GRANULE);
+    let attach = |bench: &mut Bench, is_new| {
+        bench.command(Command::Attach { replica: 0, is_empty: false, is_new }).unwrap();
+        bench.dirty_bytes(0)
+    };
+    for is_new in [false, true] {
+        let mut bench = Bench::new();
+        bench.write(0, granule);
+        assert_eq!(
+            attach(&mut bench, is_new),
+            granule,
+            "it misses what was written since the disk was opened"
+        );
+        assert!(bench.is_behind(0));
+    }
+    let mut bench = Bench::new();
+    assert_eq!(attach(&mut bench, false), 0);
+    bench.command(Command::Detach { replica: 0 }).unwrap();
+    bench.command(Command::Attach { replica: 0, is_empty: true, is_new: false }).unwrap();
+    bench.command(Command::Detach { replica: 0 }).unwrap();
+    assert_eq!(attach(&mut bench, false), SIZE, "it is the same, and still misses all");
+    bench.command(Command::Detach { replica: 0 }).unwrap();
+    assert_eq!(
+        (attach(&mut bench, true), bench.is_behind(0)),
+        (0, false),
+        "another one, with the disk's content"
+    );
+}
+
+#[test]
+fn a_link_that_is_up_is_told_as_such() {
+    let mut bench = Bench::running();
+    let told = |bench: &Bench| [0, 1].map(|replica| bench.machine.replica(replica).unwrap().is_connected);
+    assert_eq!(told(&bench), [true, true]);
+    bench.offer(Input::Disconnected(0)).unwrap();
+    assert_eq!(told(&bench), [false, true]);
+}
+
+#[test]
 fn transfers_under_way_are_counted_for_each_replica() {
     let mut bench = Bench::running();
     let in_flight = |bench: &Bench| [0, 1].map(|replica| bench.machine.replica(replica).unwrap().in_flight);
@@ -40,6 +109,22 @@ fn transfers_under_way_are_counted_for_each_replica() {
     bench.ok(FIRST);
     assert_eq!(in_flight(&bench), [0, 1]);
     assert_eq!(bench.machine.size_bytes(), SIZE);
+}
+
+#[test]
+fn the_first_error_of_a_kind_is_told_and_all_are_counted_until_the_next_start() {
+    let mut bench = Bench::running();
+    let told = |bench: &Bench| bench.events.iter().filter(|event| matches!(event, Event::Error(_))).count();
+    for round in 1..=3 {
+        bench.write(0, 512);
+        bench.end(Device::Disk, IO);
+        bench.ok(FIRST);
+        bench.ok(SECOND);
+        assert_eq!((bench.machine.errors().count(ErrorKind::PrimaryDisk), told(&bench)), (round, 1));
+    }
+    bench.command(Command::Stop).unwrap();
+    bench.command(Command::Start { primary: true }).unwrap();
+    assert_eq!(bench.machine.errors().count(ErrorKind::PrimaryDisk), 0);
 }
 
 #[test]

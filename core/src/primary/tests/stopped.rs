@@ -3,6 +3,18 @@
 use super::*;
 
 #[test]
+fn a_second_stop_changes_nothing() {
+    let mut bench = Bench::running();
+    bench.command(Command::Stop).unwrap();
+    bench.write(0, 512);
+    bench.end(Device::Disk, IO);
+    bench.events.clear();
+    bench.command(Command::Stop).unwrap();
+    assert_eq!(bench.machine.errors().count(ErrorKind::PrimaryDisk), 1, "it happened since");
+    assert_eq!(bench.events, []);
+}
+
+#[test]
 fn a_stopped_primary_does_not_read_from_a_replica_that_may_have_taken_over() {
     let mut bench = Bench::running();
     let id = bench.write(0, 512);

@@ -8,6 +8,7 @@ use crate::block::{Action, Capabilities};
 use crate::secondary::{Command, Input, WhenFull};
 use crate::{BufferIndex, Device, Errno, ErrorKind, Event, Extent, Op, Refused, Request, RequestId};
 
+const CHECKPOINT: Command = Command::Checkpoint { force: false };
 const FAILOVER: Command = Command::Stop { failover: true, force: false };
 
 /// The buffers into which transfers under way read, or from which they write.
@@ -53,6 +54,10 @@ fn each_keep_has_a_scratch_buffer_of_its_own_and_another_one_waits_for_it() {
     for granule in 0..3_u8 {
         assert_eq!(view[usize::from(granule) * 512..][..512], [granule; 512]);
     }
+    assert_eq!(rig.outcome(CHECKPOINT), Ok(()));
+    rig.write(PRIMARY, 0, b"p");
+    rig.write(PRIMARY, 512, b"p");
+    assert_eq!(buffers(&rig), [SCRATCH_FIRST, second], "both have been given back");
 }
 
 #[test]
@@ -67,6 +72,24 @@ fn each_port_has_the_places_that_it_was_promised_and_no_more() {
             assert_eq!(rig.offer(Input::Request(connection, request)), expected, "{id}");
         }
     }
+}
+
+#[test]
+fn a_later_piece_of_a_request_is_lent_a_place_only_for_an_operation_that_waits_for_it() {
+    let mut rig = Rig::with_places(WhenFull::Stall, Capabilities::empty(), 16);
+    rig.start();
+    let zeroes = Op::WriteZeroes { may_unmap: true, fast: false, fua: false };
+    let offer = |rig: &mut Rig, id, is_first, is_last| {
+        let request = Request::whole(RequestId(id), zeroes, Extent { offset: 0, length: 100 });
+        rig.offer(Input::Request(PRIMARY, Request { is_first, is_last, ..request }))
+    };
+    for id in 0..3 {
+        assert_eq!(offer(&mut rig, id, true, true), Ok(()));
+    }
+    assert_eq!(offer(&mut rig, 3, true, false), Ok(()));
+    assert_eq!(offer(&mut rig, 4, false, true), Err(Refused::Busy));
+    rig.command(CHECKPOINT).unwrap();
+    assert_eq!(offer(&mut rig, 4, false, true), Ok(()));
 }
 
 #[test]

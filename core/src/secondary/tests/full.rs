@@ -4,6 +4,7 @@ use std::{assert, assert_eq, vec};
 
 use super::rig::{GUEST, NAME, PRIMARY, Rig, SIZE, STALL_MAX};
 use crate::block::Capabilities;
+use crate::driver::Machine;
 use crate::secondary::{Command, Input, WhenFull};
 use crate::{Errno, Event, Extent, Micros, Op, Outcome, Refused, Request, RequestId, Stage, View};
 
@@ -168,7 +169,7 @@ fn while_a_commit_is_carried_out_nothing_is_refused_and_nothing_goes_past_a_held
     let data = rig.place(4);
     let active = rig.request(GUEST, crate::Op::Read(data), 4000, 4);
     rig.command(Command::Commit { epoch: 1, claim: NAME }).unwrap();
-    assert_eq!(rig.machine.poll_timeout(), None);
+    assert_eq!(Machine::poll_timeout(&rig.machine), None);
     rig.wait(Micros(STALL_MAX.0 * 10));
     assert_eq!((rig.reply(held), rig.reply(behind), rig.reply(active)), (None, None, None));
     rig.run();

@@ -9,6 +9,7 @@ use crate::block::{Action, Capabilities, Completion, Geometry, Transfer};
 use crate::buffer::index::{Index, Node};
 use crate::driver::Machine;
 use crate::order::Slot;
+use crate::secondary::entry::Phase;
 use crate::secondary::{Command, Config, Connection, Input, Port, Secondary, Storage, WhenFull};
 use crate::{
     BufferIndex, CommandId, ConnectionId, Data, Device, Errno, Event, Extent, Identity, Micros, Notice, Op,
@@ -226,6 +227,19 @@ impl Rig {
                 Output::Notice(Notice::Event(event)) => self.events.push(event),
             }
         }
+        self.check_counts();
+    }
+
+    /// What the machine counts is what there is: while it counts too many, it looks for what is not there.
+    fn check_counts(&self) {
+        let count = |is_it: fn(&Phase) -> bool| {
+            self.machine.table.iter().filter(|(_, work)| is_it(&work.phase)).count()
+        };
+        let counts = &self.machine.counts;
+        assert_eq!(usize::from(counts.keeping), count(|phase| matches!(phase, Phase::Keep(_))));
+        assert_eq!(usize::from(counts.held), count(|phase| matches!(phase, Phase::Held { .. })));
+        let waiting = count(|phase| matches!(phase, Phase::Waiting { for_keep: true }));
+        assert_eq!(usize::from(counts.waiting_for_keep), waiting);
     }
 
     /// Ends a transfer; its effect takes place if it succeeds.

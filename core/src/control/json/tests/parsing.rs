@@ -186,6 +186,64 @@ fn what_is_wrong_with_a_message_is_named() {
 }
 
 #[test]
+fn what_a_value_must_be_is_said() {
+    use Expected::*;
+    for (expected, said) in [
+        (Boolean, "true or false"),
+        (Number, "number"),
+        (Text, "a string"),
+        (Identity, "32 hexadecimal digits"),
+        (Object, "an object"),
+        (EmptyList, "an empty array"),
+        (FullOrNone, "\"full\" or \"none\""),
+    ] {
+        let error = ParseError::WrongType { command: "quit", name: "x", expected }.to_string();
+        assert!(error.starts_with("'x' of 'quit' must be ") && error.contains(said), "{error}");
+    }
+}
+
+#[test]
+fn only_the_empty_list_of_capabilities_is_taken() {
+    let wrong =
+        ParseError::WrongType { command: "qmp_capabilities", name: "enable", expected: Expected::EmptyList };
+    for (list, is_right) in [("[]", true), ("[ ]", true), ("[\"oob\"]", false), ("{}", false), ("1", false)] {
+        let message = format!("{{\"execute\": \"qmp_capabilities\", \"arguments\": {{\"enable\": {list}}}}}");
+        let expected = if is_right { Ok(Command::Capabilities) } else { Err(wrong) };
+        with_parsed(&message, |parsed| assert_eq!(parsed.command, expected, "{message}"));
+    }
+}
+
+#[test]
+fn a_replica_is_synchronised_in_full_or_not_and_nothing_else() {
+    let wrong = ParseError::WrongType { command: "attach", name: "sync", expected: Expected::FullOrNone };
+    for (sync, expected) in [
+        ("\"full\"", Ok(true)),
+        ("\"f\\u0075ll\"", Ok(true)),
+        ("\"none\"", Ok(false)),
+        ("\"fast\"", Err(wrong)),
+        ("true", Err(wrong)),
+    ] {
+        let message =
+            format!("{{\"execute\": \"attach\", \"arguments\": {{\"uri\": \"nbd://a\", \"sync\": {sync}}}}}");
+        let told = |parsed: Parsed<'_>| match (parsed.command, expected) {
+            (Ok(Command::Attach { sync_full, .. }), expected) => {
+                assert_eq!(Ok(sync_full), expected, "{message}")
+            }
+            (other, expected) => assert_eq!(other.err(), expected.err(), "{message}"),
+        };
+        with_parsed(&message, told);
+    }
+}
+
+#[test]
+fn a_quote_that_is_escaped_ends_no_text() {
+    for name in ["a\\\"b", "\\\"", "a\\\\", "\\\\\\\""] {
+        let message = format!("{{\"id\": \"{name}\", \"execute\": \"quit\"}}");
+        with_parsed(&message, |parsed| assert_eq!(parsed.command, Ok(Command::Quit), "{message}"));
+    }
+}
+
+#[test]
 fn numbers_and_identities_out_of_range_are_refused() {
     let prepare = "checkpoint-prepare";
     let digits = "0123456789abcdefABCDEF0123456789";

@@ -108,6 +108,11 @@ fn malformed_text_is_told_by_its_byte() {
         ("1 2", 2),
         ("[}", 1),
         ("\"\\q\"", 2),
+        ("[1}", 2),
+        ("{\"a\":1]", 6),
+        ("\"\\u0zzz\"", 4),
+        ("\"\\u01zz\"", 5),
+        ("\"\\u012z\"", 6),
     ] {
         assert_eq!(validate(text), Err(ParseError::Malformed { offset }), "{text}");
     }

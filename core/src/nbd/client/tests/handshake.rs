@@ -119,6 +119,63 @@ fn a_refusal_has_a_type_and_the_servers_words() {
 }
 
 #[test]
+fn a_refusal_that_comes_in_parts_is_read_as_one() {
+    let mut client = going(true);
+    let text = [b'x'; 1000];
+    let bytes = option_reply(option::GO, option_reply::ERR_UNKNOWN, &text);
+    client.receive(&bytes[..40]);
+    client.receive(&bytes[40..]);
+    client.assert_failed(ClientError::UnknownExport);
+    assert_eq!(client.session.error_text().len(), TEXT_MAX);
+}
+
+#[test]
+fn as_many_replies_and_as_long_ones_as_are_allowed_are_understood() {
+    let unknown = |data: &[u8]| option_reply(option::GO, option_reply::INFO, data);
+    let mut longest = vec![0; 8192];
+    longest[1] = 77;
+    let mut client = going(true);
+    client.receive(&unknown(&longest));
+    for _ in 0..61 {
+        client.receive(&unknown(&[0, 77, 1]));
+    }
+    client.receive(&info_export(SIZE, TransmissionFlags::HAS_FLAGS));
+    assert_eq!(client.session.error(), None);
+    client.receive(&option_reply(option::GO, option_reply::ACK, &[]));
+    assert!(client.session.is_ready(), "with the 64th");
+}
+
+#[test]
+fn a_reply_that_is_neither_an_answer_nor_an_error_is_refused() {
+    for option in [option::STRUCTURED_REPLY, option::SET_META_CONTEXT] {
+        let mut client = Client::new(CONFIG);
+        client.talk(&greeting());
+        if option == option::SET_META_CONTEXT {
+            client.talk(&option_reply(option::STRUCTURED_REPLY, option_reply::ACK, &[]));
+        }
+        client.receive(&option_reply(option, option_reply::SERVER, &[]));
+        client.assert_failed(ClientError::BadOptionReply);
+    }
+}
+
+#[test]
+fn a_context_that_was_not_asked_for_is_no_allocation() {
+    let identity = Some(Identity([1; 16]));
+    for (want_allocation, name) in
+        [(true, &b"\0\0\0\x05base:other"[..]), (false, b"\0\0\0\x05base:allocation")]
+    {
+        let mut client = Client::new(ClientConfig { want_allocation, identity, ..CONFIG });
+        client.talk(&greeting());
+        client.talk(&option_reply(option::STRUCTURED_REPLY, option_reply::ACK, &[]));
+        client.talk(&option_reply(option::SET_META_CONTEXT, option_reply::META_CONTEXT, name));
+        client.talk(&option_reply(option::SET_META_CONTEXT, option_reply::ACK, &[]));
+        client.talk(&info_export(SIZE, TransmissionFlags::HAS_FLAGS));
+        client.talk(&option_reply(option::GO, option_reply::ACK, &[]));
+        assert!(!client.session.info().unwrap().has_allocation);
+    }
+}
+
+#[test]
 fn what_is_no_greeting_is_refused() {
     for (bytes, error) in [
         (*b"HTTP/1.1 400 Bad R", ClientError::NotNbd),
@@ -165,6 +222,43 @@ fn a_geometry_that_no_server_may_have_is_refused() {
         client.receive(&option_reply(option::GO, option_reply::ACK, &[]));
         client.assert_failed(ClientError::BadGeometry);
     }
+}
+
+#[test]
+fn the_largest_blocks_that_a_server_may_have_are_taken() {
+    let mut client = going(true);
+    client.talk(&info_export(SIZE, TransmissionFlags::HAS_FLAGS));
+    client.talk(&info_blocks(1 << 16, 1 << 16, 1 << 20));
+    client.receive(&option_reply(option::GO, option_reply::ACK, &[]));
+    assert_eq!(client.session.info().map(|info| info.block_min), Some(1 << 16));
+}
+
+#[test]
+fn a_session_is_used_again_for_another_export_whose_name_fits() {
+    let longest = (300 - OUTPUT_BYTES_MIN) / 2;
+    let mut client = capable();
+    let name = |length| ClientConfig { export: core::str::from_utf8(leak(b'y', length)).unwrap(), ..CONFIG };
+    assert_eq!(client.session.reset_for(name(longest + 1)), Err(Refused::NoRoom));
+    assert!(client.session.is_ready(), "nothing was changed");
+    assert_eq!(client.session.reset_for(name(STRING_MAX + 1)), Err(Refused::NoRoom));
+    client.submit(Action::Read(data(0, 512)), extent(0, 512));
+    assert_eq!(client.session.reset_for(name(longest)), Err(Refused::Busy));
+    client.session.fail_all(Errno::Shutdown);
+    client.result();
+    assert_eq!(client.session.reset_for(name(longest)), Ok(()));
+    client.talk(&greeting());
+    let unsupported = option_reply(option::STRUCTURED_REPLY, option_reply::ERR_UNSUP, &[]);
+    let asked_for = client.talk(&unsupported);
+    assert!(asked_for.windows(longest).any(|bytes| bytes.iter().all(|byte| *byte == b'y')));
+    let memory = ClientMemory {
+        transfers: leak(TransferSlot::EMPTY, 1),
+        output_bytes: leak(0, OUTPUT_BYTES_MIN + 3 * STRING_MAX),
+        output_entries: leak(OutputEntry::EMPTY, OUTPUT_ENTRIES_MIN),
+    };
+    let mut roomy = Session::new(CONFIG, memory).unwrap();
+    roomy.fail_all(Errno::Shutdown);
+    assert_eq!(roomy.reset_for(name(STRING_MAX)), Ok(()));
+    assert_eq!(roomy.reset_for(name(STRING_MAX + 1)), Err(Refused::NoRoom), "longer than names are");
 }
 
 #[test]

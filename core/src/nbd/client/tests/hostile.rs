@@ -105,6 +105,56 @@ fn a_buffer_that_does_not_exist_ends_the_connection_and_nothing_else() {
     client.assert_failed(ClientError::UnknownBuffer);
 }
 
+#[test]
+fn a_reply_to_an_earlier_request_of_the_same_place_is_refused() {
+    let mut client = capable();
+    let mut first = None;
+    for _ in 0..4 {
+        client.submit(Action::Flush, extent(0, 0));
+        let (header, _) = client.request();
+        client.receive(&simple(0, header.cookie));
+        assert_eq!(client.result(), Some(Ok(Outcome::Done)));
+        first = first.or(Some(header.cookie));
+    }
+    client.submit(Action::Flush, extent(0, 0));
+    client.request();
+    client.receive(&simple(0, first.unwrap()));
+    client.assert_failed(ClientError::UnknownCookie);
+}
+
+#[test]
+fn chunks_of_no_length_or_of_an_unknown_kind_are_refused() {
+    for (kind, bytes) in
+        [(wire::chunk::OFFSET_DATA, &[0; 8][..]), (wire::chunk::OFFSET_DATA, &[0; 4]), (77, &[0; 10])]
+    {
+        let mut client = capable();
+        client.submit(Action::Read(data(0, 512)), extent(0, 512));
+        let (header, _) = client.request();
+        client.receive(&chunk(true, kind, header.cookie, &[bytes]));
+        client.assert_failed(ClientError::WrongReply);
+    }
+}
+
+#[test]
+fn the_status_of_another_context_says_nothing_of_holes() {
+    let status = |cookie, context: u32| {
+        chunk(
+            true,
+            wire::chunk::BLOCK_STATUS,
+            cookie,
+            &[&context.to_be_bytes(), &512_u32.to_be_bytes(), &[0, 0, 0, 3]],
+        )
+    };
+    for (context, is_told) in [(9, true), (5, false)] {
+        let mut client = capable();
+        client.submit(Action::Status, extent(0, 1024));
+        let (header, _) = client.request();
+        client.receive(&status(header.cookie, context));
+        let hole = Ok(Outcome::Status { is_hole: true, length: 512 });
+        assert_eq!(client.result() == Some(hole), is_told);
+    }
+}
+
 /// A whole conversation as a server would have it, with a read, a write and a status.
 fn script() -> Vec<u8> {
     let mut bytes = greeting().to_vec();

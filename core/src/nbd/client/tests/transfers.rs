@@ -103,6 +103,40 @@ fn what_cannot_be_done_is_not_asked_for() {
 }
 
 #[test]
+fn what_is_empty_is_done_at_once_and_what_does_not_fit_is_refused() {
+    let mut client = capable();
+    let mut at_once = |action, place| {
+        client.submit(action, place);
+        assert!(!client.session.has_output());
+        client.result()
+    };
+    let done = Some(Ok(Outcome::Done));
+    assert_eq!(at_once(Action::Read(data(0, 0)), extent(512, 0)), done);
+    assert_eq!(at_once(Action::Write { data: data(0, 0), fua: false }, extent(512, 0)), done);
+    let zeroes = Action::WriteZeroes { may_unmap: true, fast: false, fua: false };
+    assert_eq!(at_once(zeroes, extent(512, 0)), done);
+    let invalid = Some(Err(Errno::Invalid));
+    assert_eq!(at_once(Action::Status, extent(512, 0)), invalid);
+    assert_eq!(at_once(zeroes, extent(SIZE - 512, 1024)), invalid);
+    assert_eq!(at_once(Action::Read(data(0, 511)), extent(0, 512)), invalid);
+}
+
+#[test]
+fn blocks_that_are_cut_at_either_end_are_refused() {
+    let mut client = going(true);
+    client.talk(&info_export(SIZE, TransmissionFlags::HAS_FLAGS));
+    client.talk(&info_blocks(512, 4096, 1 << 20));
+    client.talk(&option_reply(option::GO, option_reply::ACK, &[]));
+    for (offset, length) in [(256, 512), (512, 256), (256, 256)] {
+        client.submit(Action::Read(data(0, length as u32)), extent(offset, length));
+        assert_eq!(client.result(), Some(Err(Errno::Invalid)), "{offset} {length}");
+    }
+    // A flush names no bytes.
+    client.submit(Action::Flush, extent(1, 1));
+    assert_eq!(client.result(), Some(Ok(Outcome::Done)), "the server has none");
+}
+
+#[test]
 fn zeroes_beyond_the_fields_width_are_split() {
     let mut client = going(true);
     let flags = TransmissionFlags::HAS_FLAGS | TransmissionFlags::SEND_WRITE_ZEROES;
@@ -280,6 +314,20 @@ fn goodbye_is_said_when_nothing_is_in_flight() {
     assert_eq!((goodbye.command, goodbye.cookie, client.session.is_closed()), (code::DISC, 0, true));
     assert_eq!(client.result(), Some(Ok(Outcome::Done)));
     assert_eq!(client.session.reset(), Ok(()));
+}
+
+#[test]
+fn goodbye_in_the_handshake_gives_the_option_up_once_there_is_one() {
+    let mut client = Client::new(CONFIG);
+    client.session.disconnect();
+    assert!(client.session.is_closed() && !client.session.has_output(), "the server has not greeted");
+    let mut client = going(true);
+    client.session.disconnect();
+    let abort = wire::OptionHeader { option: wire::option::ABORT, length: 0 };
+    assert_eq!(client.output(), abort.encode());
+    assert!(client.session.is_closed());
+    client.session.disconnect();
+    assert!(!client.session.has_output(), "once");
 }
 
 #[test]

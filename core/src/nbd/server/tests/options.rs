@@ -47,6 +47,57 @@ fn df_is_offered_only_with_structured_replies() {
 }
 
 #[test]
+fn a_description_is_told_if_there_is_one_and_a_name_that_is_too_long_is_not() {
+    let asked = |name: &str| info_data(name, &[wire::info::NAME, wire::info::DESCRIPTION]);
+    let told = |export: Export<'static>| -> Vec<Vec<u8>> {
+        let mut server = greeted(Sizes::SMALL, vec![export]);
+        let replies = option_replies(code::INFO, &server.talk(&option(code::INFO, &asked(export.name))));
+        replies
+            .into_iter()
+            .filter(|(kind, data)| *kind == option_reply::INFO && data[1] != 0)
+            .map(|reply| reply.1)
+            .collect()
+    };
+    let disk = Export::new("disk", 4096);
+    assert_eq!(told(disk), [b"\0\x01disk"]);
+    assert_eq!(
+        told(Export { description: "of the mail", ..disk }),
+        [&b"\0\x01disk"[..], b"\0\x02of the mail"]
+    );
+    let longest: &'static str =
+        core::str::from_utf8(crate::nbd::testing::leak(b'x', EXPORT_TEXT_MAX + 1)).unwrap();
+    assert_eq!(told(Export { description: longest, ..disk }), [b"\0\x01disk"]);
+    assert_eq!(told(Export { description: &longest[1..], ..disk }).len(), 2);
+}
+
+#[test]
+fn what_a_session_is_doing_is_told() {
+    let mut server = Server::new(Sizes::SMALL, Export::new("disk", 1 << 20));
+    let told = |server: &Server| (server.session.is_greeting(), server.session.is_handshake());
+    assert_eq!((server.session.connection(), told(&server)), (5, (true, true)));
+    server.talk(&FIXED);
+    assert_eq!(told(&server), (false, true));
+    open(&mut server, false);
+    assert_eq!(told(&server), (false, false));
+    assert!(!server.session.is_waiting() && !server.session.has_event());
+    server.is_holding = true;
+    let read = request(wire::command::READ, wire::CommandFlags::empty(), 1, 0, 2048);
+    server.receive(&read);
+    assert!(server.session.is_waiting(), "there are three buffers for its four pieces");
+    server.is_holding = false;
+    server.talk(&[]);
+    assert!(!server.session.is_waiting());
+    let mut server = two();
+    let go = option(code::GO, &info_data("disk", &[]));
+    server.session.receive(&go, &server.exports, &mut server.pool);
+    while server.session.is_handshake() {
+        server.send(usize::MAX);
+        server.session.receive(&[], &server.exports, &mut server.pool);
+    }
+    assert!(server.session.has_event(), "it has been opened");
+}
+
+#[test]
 fn info_opens_nothing() {
     let mut server = two();
     assert_eq!(
