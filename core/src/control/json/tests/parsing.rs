@@ -227,7 +227,7 @@ fn a_replica_is_synchronised_in_full_or_not_and_nothing_else() {
             format!("{{\"execute\": \"attach\", \"arguments\": {{\"uri\": \"nbd://a\", \"sync\": {sync}}}}}");
         let told = |parsed: Parsed<'_>| match (parsed.command, expected) {
             (Ok(Command::Attach { sync_full, .. }), expected) => {
-                assert_eq!(Ok(sync_full), expected, "{message}")
+                assert_eq!(Ok(sync_full), expected, "{message}");
             }
             (other, expected) => assert_eq!(other.err(), expected.err(), "{message}"),
         };
