@@ -8,6 +8,7 @@ mod config;
 mod daemon;
 mod demo;
 mod failure;
+mod graph;
 mod logging;
 mod spec;
 mod text;
@@ -43,6 +44,17 @@ pub fn check_config(text: &str, origin: &str) -> Result<(), String> {
     config::parse(text, origin).map(|_| ()).map_err(|refusal| text::one_line(&refusal, usize::MAX))
 }
 
+/// Plays managers' commands on the nodes of a daemon that has none yet, and looks at the invariants of these after each.
+/// Opens nothing and connects to nothing. A line is the arguments of `blockdev-add` as an object, options as `drive_add` has
+/// them, `+PARENT CHILD` and `-PARENT CHILD` as `x-blockdev-change` has them, or `!NODE` as `blockdev-del` has it. Gives the
+/// text of each refusal.
+///
+/// # Errors
+/// Which invariant was broken, after which line: a bug.
+pub fn check_nodes(lines: &str) -> Result<Vec<String>, String> {
+    graph::play(lines)
+}
+
 fn report(failure: &Failure) -> ExitCode {
     // One line, whatever the names in it are made of.
     anstream::eprintln!("twinblock: {}", text::one_line(&failure.to_string(), usize::MAX));
@@ -50,13 +62,12 @@ fn report(failure: &Failure) -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
-    let is_daemon =
-        matches!(cli.command, Command::Secondary(_) | Command::Primary(_) | Command::Daemon { .. });
+    let is_daemon = matches!(cli.command, Command::Secondary(_) | Command::Primary(_) | Command::Daemon(_));
     logging::start(cli.log.as_deref(), if is_daemon { LevelFilter::INFO } else { LevelFilter::WARN })?;
     match cli.command {
         Command::Secondary(flags) => serve(&flags.into_spec()),
         Command::Primary(flags) => serve(&flags.into_spec()),
-        Command::Daemon { config } => serve(&config::load(&config)?),
+        Command::Daemon(flags) => serve(&flags.into_spec()?),
         Command::Start { volume, control } => commands::start(&control, volume.as_deref()),
         Command::Checkpoint { force, volume, control } => {
             commands::checkpoint(&control, force, volume.as_deref())

@@ -52,12 +52,12 @@ impl Default for PoolSizes {
 }
 
 /// Nodes for the index of a disk buffer. They take memory as they are used: a buffer that stays empty costs none for
-/// its index. Kept for ever, as a machine wants it.
+/// its index.
 ///
 /// # Errors
 /// The system refuses that much address space.
-pub fn index_nodes(count: usize) -> io::Result<&'static mut [Node]> {
-    raw::unused_nodes(count).map(Box::leak).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+pub fn index_nodes(count: usize) -> io::Result<Box<[Node]>> {
+    raw::unused_nodes(count).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
 }
 
 /// The pool of the host.

@@ -1,7 +1,10 @@
 //! Flags that describe one volume and its daemon.
 
+use std::path::PathBuf;
+
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches};
 
+use crate::failure::Failure;
 use crate::spec::{
     Address, Backend, BufferPlace, DaemonSpec, Disk, NbdUri, PrimarySpec, ReplicaSpec, SecondarySpec,
     VolumeSpec, WhenFull,
@@ -41,6 +44,44 @@ struct Common {
     start: bool,
     /// End when the process that started this one does.
     #[arg(long, hide = true)]
+    end_with_parent: bool,
+}
+
+/// Flags of `twinblock daemon`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct DaemonArgs {
+    /// A TOML file; `twinblock daemon --help` shows one.
+    #[arg(long, value_name = "FILE.toml", required_unless_present = "control", conflicts_with = "control")]
+    config: Option<PathBuf>,
+    /// Without a file: where managers speak QMP, and add volumes, servers and exports.
+    #[arg(long, value_name = "ADDR")]
+    control: Option<Address>,
+    /// Let the control address be reached from other machines. Whoever reaches it commands this daemon.
+    #[arg(long, requires = "control")]
+    allow_remote_control: bool,
+    /// Which back end does the I/O.
+    #[arg(long, value_enum, default_value_t, requires = "control")]
+    backend: Backend,
+    /// Most NBD connections at a time.
+    #[arg(long, value_name = "COUNT", default_value_t = 32, requires = "control")]
+    max_connections: u16,
+    /// A peer that has been silent this long is taken for dead.
+    #[arg(long, value_name = "SPAN", default_value = "10s", requires = "control")]
+    peer_timeout: Span,
+    /// An NBD client that has not finished its handshake by then is dropped.
+    #[arg(long, value_name = "SPAN", default_value = "10s", requires = "control")]
+    handshake_timeout: Span,
+    /// A replica that has not answered a write for this long is behind, and the guest goes on.
+    #[arg(long, value_name = "SPAN", default_value = "10s", requires = "control")]
+    replica_timeout: Span,
+    /// A checkpoint of the pair without an answer for this long fails, and the guest goes on.
+    #[arg(long, value_name = "SPAN", default_value = "2s", requires = "control")]
+    checkpoint_timeout: Span,
+    /// The primaries take checkpoints of the pair by themselves, this far apart.
+    #[arg(long, value_name = "SPAN", requires = "control")]
+    checkpoint_every: Option<Span>,
+    /// End when the process that started this one does.
+    #[arg(long, hide = true, requires = "control")]
     end_with_parent: bool,
 }
 
@@ -178,6 +219,31 @@ impl FromArgMatches for Replicas {
 /// What a replica is called that was given no name.
 pub(crate) fn default_replica_name(number: usize) -> String {
     format!("replica{number}")
+}
+
+impl DaemonArgs {
+    /// The daemon that a file or these flags describe; if flags, not yet checked.
+    pub(crate) fn into_spec(self) -> Result<DaemonSpec, Failure> {
+        match (self.config, self.control) {
+            (Some(path), _) => crate::config::load(&path),
+            (None, Some(control)) => Ok(DaemonSpec {
+                control,
+                allow_remote_control: self.allow_remote_control,
+                backend: self.backend,
+                connections_max: self.max_connections,
+                peer_timeout: self.peer_timeout,
+                handshake_timeout: self.handshake_timeout,
+                replica_timeout: self.replica_timeout,
+                checkpoint_timeout: self.checkpoint_timeout,
+                checkpoint_every: self.checkpoint_every,
+                start: false,
+                end_with_parent: self.end_with_parent,
+                volumes: Vec::new(),
+            }),
+            // clap demands one of them.
+            (None, None) => Err(Failure::Usage("daemon: give --config or --control".into())),
+        }
+    }
 }
 
 impl Common {

@@ -8,7 +8,7 @@ mod tests;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-pub(crate) use daemon::{PrimaryArgs, SecondaryArgs, default_replica_name};
+pub(crate) use daemon::{DaemonArgs, PrimaryArgs, SecondaryArgs, default_replica_name};
 pub(crate) use refusal::one_line;
 
 use crate::spec::{Address, NbdUri};
@@ -55,13 +55,9 @@ pub(crate) enum Command {
     Secondary(Box<SecondaryArgs>),
     /// Serve a primary disk to its guest and copy every write to the replicas.
     Primary(Box<PrimaryArgs>),
-    /// Serve several volumes of either role, described in a file.
+    /// Serve several volumes of either role: those that a file describes, and those that managers add by QMP.
     #[command(after_long_help = format!("A file with every key:\n\n{}", crate::config::EXAMPLE))]
-    Daemon {
-        /// A TOML file; `twinblock daemon --help` shows one.
-        #[arg(long, value_name = "FILE.toml")]
-        config: PathBuf,
-    },
+    Daemon(Box<DaemonArgs>),
     /// Start replication of all volumes of a daemon.
     Start {
         /// Only this volume.

@@ -1,29 +1,28 @@
-//! From a specification to volumes: opens disks, takes memory, makes machines.
+//! What volumes are made of: opens disks, takes memory, makes machines.
 
-use std::collections::HashMap;
-use std::time::Duration;
+use std::mem;
+use std::ops::Range;
+use std::path::Path;
 
-use tracing::subscriber::NoSubscriber;
-use twinblock_core::block::{BlockDevice, Capabilities, Geometry};
-use twinblock_core::buffer::index::Index;
-use twinblock_core::control::Histogram;
+use twinblock_core::block::BlockDevice;
+use twinblock_core::buffer::index::{Index, Node};
 use twinblock_core::driver::{Driver, PrimaryDevices, SecondaryDevices};
-use twinblock_core::order::Slot;
 use twinblock_core::primary::{self, Primary};
-use twinblock_core::secondary::{self, Port, Secondary};
-use twinblock_core::{BufferIndex, Connection, Micros};
+use twinblock_core::secondary::{self, Secondary};
+use twinblock_core::{BufferIndex, Micros};
 use twinblock_io_posix::disk::{Disk, Options};
 use twinblock_io_posix::memory::{HostPool, WINDOW_BYTES, index_nodes};
-use twinblock_io_posix::nbd_disk::{NbdDisk, NbdOptions};
+use twinblock_io_posix::nbd_disk::NbdDisk;
+use twinblock_io_posix::poller::Poller;
 use twinblock_io_posix::ram::Ram;
 use twinblock_io_posix::workers::Workers;
 
-use super::clients::Served;
+use super::cells::{PrimaryCell, PrimaryMemory, SecondaryCell, SecondaryMemory};
 use super::devices::{AnyBuffer, AnyDisk, ReplicaLink};
-use super::token::{Kind, token};
+use super::token::{self, Kind, token};
 use super::volume::{Machine, ReplicaLinks, Volume};
-use crate::failure::Failure;
-use crate::spec::{self, Address, BufferPlace, DaemonSpec, PrimarySpec, SecondarySpec, VolumeSpec, WhenFull};
+use crate::spec::{self, BufferPlace, BufferSettings, WhenFull};
+use crate::units::Size;
 
 /// Requests in flight of a primary, and of a secondary's replication port: a prepare waits for all that the primary has
 /// sent, held writes or not, so the one must take what the other can have sent.
@@ -39,205 +38,232 @@ pub(super) const SCRATCH: u16 = 16;
 const SPARE_RUNS: usize = 4096;
 /// Replicas that can be attached to a primary, detached ones that are remembered included.
 const REPLICAS: usize = spec::REPLICAS_MAX;
-/// How long to wait at start for a disk that another server serves.
-const NBD_START_MAX: Duration = Duration::from_secs(10);
-
-/// What all volumes share while they are made.
-pub(super) struct Workshop<'a> {
-    pub(super) spec: &'a DaemonSpec,
-    pub(super) pool: &'a mut HostPool,
-    pub(super) workers: &'a Workers,
-    /// What is served at each address.
-    pub(super) served: HashMap<Address, Vec<Served>>,
-    /// Which volume, and which replica of it, an NBD disk's token means.
-    pub(super) nbd_places: Vec<(usize, Option<u8>)>,
-}
-
-fn leak<T: Clone>(value: T, count: usize) -> &'static mut [T] {
-    Box::leak(vec![value; count].into_boxed_slice())
-}
-
-/// Whether the system would give that much memory; it is given back at once. Sizes that come from a disk or a flag are
+/// Whether the system would give that much memory; it is given back at once. Sizes that come from a disk or a manager are
 /// asked for like this first: memory that is refused in earnest ends the process.
-fn check_memory(what: &str, bytes: u128) -> Result<(), Failure> {
-    let too_much =
-        || refused(what, format!("needs {bytes} bytes of memory, more than there are; make it smaller"));
+fn check_memory(what: &str, bytes: u128) -> Result<(), String> {
+    let too_much = || format!("{what} needs {bytes} bytes of memory, more than there are; make it smaller");
     let count = usize::try_from(bytes).map_err(|_| too_much())?;
     Vec::<u8>::new().try_reserve_exact(count).map_err(|_| too_much())
 }
 
-fn refused(what: &str, error: impl std::fmt::Display) -> Failure {
-    Failure::Refused(format!("{what}: {error}"))
+/// What volumes are made of, beside their disks, and what comes back from them.
+#[derive(Debug)]
+pub(super) struct Stores {
+    workers: Workers,
+    connections_max: u16,
+    /// Buffers of the pool for what secondaries copy.
+    scratch: Vec<Range<u16>>,
+    /// Links that nobody uses; some are still being closed. They are used again, as their sessions' memory is kept for ever.
+    spare: Vec<NbdDisk>,
+    /// Which volume, and which replica of it, a link's token means.
+    owners: Vec<Option<(usize, Option<u8>)>>,
 }
 
-impl Workshop<'_> {
-    /// Makes a volume.
-    pub(super) fn make(&mut self, volume: usize, spec: &VolumeSpec) -> Result<Volume, Failure> {
-        match spec {
-            VolumeSpec::Primary(spec) => self.make_primary(volume, spec),
-            VolumeSpec::Secondary(spec) => self.make_secondary(volume, spec),
-        }
+impl Stores {
+    /// For so many secondaries at a time.
+    pub(super) fn new(
+        pool: &mut HostPool,
+        workers: Workers,
+        secondaries: usize,
+        connections_max: u16,
+    ) -> Result<Self, String> {
+        let scratch: Option<Vec<_>> = (0..secondaries).map(|_| pool.reserve(SCRATCH)).collect();
+        let mut scratch = scratch.ok_or("out of buffers")?;
+        scratch.reverse();
+        Ok(Self { workers, connections_max, scratch, spare: Vec::new(), owners: Vec::new() })
     }
 
-    fn open_disk(&mut self, volume: usize, disk: &spec::Disk, direct: bool) -> Result<AnyDisk, Failure> {
-        match disk {
-            spec::Disk::Path(path) => {
-                let options = Options { direct, queue_capacity: DISK_QUEUE, ..Options::default() };
-                let disk = Disk::open(path, options, self.workers);
-                Ok(AnyDisk::File(Box::new(disk.map_err(|error| Failure::Refused(error.to_string()))?)))
-            }
-            spec::Disk::Nbd(uri) => {
-                let what = uri.to_string();
-                let mut disk = self.new_nbd_disk(volume, None).map_err(|error| refused(&what, error))?;
-                disk.open(uri, NbdOptions::disk(), Micros(0)).map_err(|error| refused(&what, error))?;
-                // What goes wrong is told once, by the refusal.
-                tracing::subscriber::with_default(NoSubscriber::default(), || {
-                    disk.wait_connected(Micros(0), NBD_START_MAX, self.pool)
-                })
-                .map_err(|error| Failure::Refused(error.to_string()))?;
+    pub(super) fn open_file(&self, path: &Path, direct: bool) -> Result<AnyDisk, String> {
+        let options = Options { direct, queue_capacity: DISK_QUEUE, ..Options::default() };
+        let disk = Disk::open(path, options, &self.workers).map_err(|error| error.to_string())?;
+        Ok(AnyDisk::File(Box::new(disk)))
+    }
+
+    /// A link that is closed, for this replica of a volume or its disk.
+    pub(super) fn link(&mut self, owner: Option<(usize, Option<u8>)>) -> Result<NbdDisk, String> {
+        let spare = self.spare.iter().position(|disk| disk.is_closed() && disk.in_flight_count() == 0);
+        let disk = match spare {
+            Some(place) => {
+                let mut disk = self.spare.swap_remove(place);
                 while disk.poll_event().is_some() {}
-                Ok(AnyDisk::Nbd(Box::new(disk)))
+                disk
             }
-        }
-    }
-
-    fn new_nbd_disk(&mut self, volume: usize, replica: Option<u8>) -> std::io::Result<NbdDisk> {
-        let disk = NbdDisk::new(REPLICATION_REQUESTS, token(Kind::NbdDisk, self.nbd_places.len()))?;
-        self.nbd_places.push((volume, replica));
+            None => {
+                let new = NbdDisk::new(REPLICATION_REQUESTS, token(Kind::NbdDisk, self.owners.len()));
+                self.owners.push(None);
+                new.map_err(|error| format!("no memory for a connection: {error}"))?
+            }
+        };
+        self.own(&disk, owner);
         Ok(disk)
     }
 
-    fn make_primary(&mut self, volume: usize, spec: &PrimarySpec) -> Result<Volume, Failure> {
-        let disk = self.open_disk(volume, &spec.disk, spec.direct)?;
+    /// Whose a link is from now on.
+    pub(super) fn own(&mut self, disk: &NbdDisk, owner: Option<(usize, Option<u8>)>) {
+        if let Some((_, index)) = token::split(disk.token())
+            && let Some(place) = self.owners.get_mut(index)
+        {
+            *place = owner;
+        }
+    }
+
+    /// A link that is not needed any more: it is closed and kept for another use.
+    pub(super) fn give_back(&mut self, mut disk: NbdDisk) {
+        self.own(&disk, None);
+        disk.close();
+        self.spare.push(disk);
+    }
+
+    pub(super) fn give_back_scratch(&mut self, scratch: Range<u16>) {
+        if !scratch.is_empty() {
+            self.scratch.push(scratch);
+        }
+    }
+
+    /// The volume, and the replica of it, that a link's token means.
+    pub(super) fn owner(&self, index: usize) -> Option<(usize, Option<u8>)> {
+        self.owners.get(index).copied().flatten()
+    }
+
+    /// The spare link that a token means.
+    pub(super) fn spare_mut(&mut self, token: u32) -> Option<&mut NbdDisk> {
+        self.spare.iter_mut().find(|disk| disk.token() == token)
+    }
+
+    /// Lets links that are being closed get on with it.
+    pub(super) fn service(&mut self, now: Micros, pool: &mut HostPool, poller: &mut Poller) {
+        for disk in self.spare.iter_mut().filter(|disk| !disk.is_closed()) {
+            disk.service(now, pool, poller);
+            while disk.poll_event().is_some() {}
+        }
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Micros> {
+        self.spare.iter().filter_map(NbdDisk::next_deadline).min()
+    }
+
+    /// A primary in the given place over a disk, called `of` by people, which is taken only if that succeeds.
+    pub(super) fn make_primary(
+        &mut self,
+        volume: usize,
+        name: &str,
+        dirty_granule: Size,
+        of: &str,
+        disk: &mut AnyDisk,
+    ) -> Result<Volume, String> {
         let geometry = disk.geometry();
-        let granule = spec.dirty_granule.0 as u32;
+        let granule = dirty_granule.0 as u32;
         let words = Primary::bitmap_words(geometry.size_bytes, granule);
-        let what = format!(
-            "volume '{}', disk {}: the record of what replicas miss of {} bytes",
-            spec.export, spec.disk, geometry.size_bytes
-        );
-        check_memory(&what, size_of::<u64>() as u128 * words as u128)?;
+        let size = geometry.size_bytes;
+        let what = format!("volume '{name}', disk {of}: the record of what replicas miss of {size} bytes");
+        check_memory(&what, size_of::<u64>() as u128 * words as u128 * (2 + REPLICAS) as u128)?;
         let config = primary::Config {
             window_bytes: WINDOW_BYTES,
             dirty_granule_bytes: granule,
             block_bytes: geometry.block_bytes,
         };
-        let replicas: Vec<_> = (0..REPLICAS).map(|_| primary::Replica::new(leak(0, words))).collect();
-        let storage = primary::Storage {
-            table: leak(Slot::FREE, usize::from(REPLICATION_REQUESTS)),
-            connections: leak(Connection::FREE, usize::from(self.spec.connections_max) + 1),
-            written: leak(0, words),
-            lost: leak(0, words),
-            replicas: Box::leak(replicas.into_boxed_slice()),
-        };
-        let machine = Primary::new(config, geometry, storage).map_err(|error| {
-            refused(&format!("volume '{}', disk {}", spec.export, spec.disk), primary_text(error))
-        })?;
         let mut links = Vec::with_capacity(REPLICAS);
         for replica in 0..REPLICAS {
-            let disk = self.new_nbd_disk(volume, Some(replica as u8));
-            links.push(ReplicaLink::new(disk.map_err(|error| refused(&spec.export, error))?));
+            links.push(ReplicaLink::new(self.link(Some((volume, Some(replica as u8))))?));
         }
-        self.serve(volume, &spec.listen, &spec.export, Port::Guest, &geometry, false);
-        let devices = PrimaryDevices::new(disk, ReplicaLinks(links));
-        Ok(Volume {
-            name: spec.export.clone(),
-            machine: Machine::Primary(Box::new(Driver::new(machine, devices))),
-            replicas: vec![None; REPLICAS],
-            scratch: 0..0,
-            is_rested: true,
-            checkpoint_times: Histogram::new(),
-            checkpoint_began: None,
-        })
+        let places = usize::from(self.connections_max) + 1;
+        let memory = PrimaryMemory::new(words, REPLICAS, usize::from(REPLICATION_REQUESTS), places);
+        let cell = PrimaryCell::try_new(memory, |memory| {
+            let machine = Primary::new(config, geometry, memory.storage())?;
+            let devices = PrimaryDevices::new(mem::take(disk), ReplicaLinks(mem::take(&mut links)));
+            Ok(Driver::new(machine, devices))
+        });
+        links.into_iter().for_each(|link| self.give_back(link.into_disk()));
+        let cell = cell.map_err(|error| format!("volume '{name}', disk {of}: {}", primary_text(error)))?;
+        Ok(Volume::new(name.into(), name.into(), Machine::Primary(cell)))
     }
 
-    fn make_secondary(&mut self, volume: usize, spec: &SecondarySpec) -> Result<Volume, Failure> {
-        let disk = self.open_disk(volume, &spec.disk, spec.direct)?;
-        let name = format!("volume '{}'", spec.export);
-        let slots = (spec.buffer_size.0 / spec.granule.0) as usize;
+    /// A secondary over a disk, called `of` by people, which is taken only if that succeeds.
+    pub(super) fn make_secondary(
+        &mut self,
+        name: &str,
+        node: &str,
+        settings: &BufferSettings,
+        of: &str,
+        disk: &mut AnyDisk,
+    ) -> Result<Volume, String> {
+        let (size, granule) = (settings.size, settings.granule);
+        let slots = (size.0 / granule.0) as usize;
         let nodes = index_nodes(Index::nodes_for(slots.saturating_add(SPARE_RUNS))).map_err(|error| {
-            let (size, granule) = (spec.buffer_size, spec.granule);
-            let what =
-                format!("{name}: no memory for the index of a buffer of {size} in granules of {granule}");
-            refused(&what, format!("{error}; make the buffer smaller or the granule larger"))
+            format!(
+                "volume '{name}': no memory for the index of a buffer of {size} in granules of {granule}: {error}; make \
+                 the buffer smaller or the granule larger"
+            )
         })?;
-        let buffer = match &spec.buffer {
-            BufferPlace::Memory => {
-                let ram = Ram::new(spec.buffer_size.0).map_err(|error| {
-                    let size = spec.buffer_size;
-                    let what = format!("{name}: cannot take memory for a buffer of {size}");
-                    refused(&what, format!("{error}; make it smaller, or give it a file"))
-                })?;
-                AnyBuffer::Memory(Box::new(ram))
+        let scratch = self.scratch.pop().ok_or_else(|| {
+            format!(
+                "volume '{name}': there are as many secondaries as one daemon can have; start another daemon"
+            )
+        })?;
+        let made = self.secondary_cell(name, nodes, scratch.clone(), settings, of, disk);
+        match made {
+            Ok(cell) => {
+                let volume = Volume::new(name.into(), node.into(), Machine::Secondary(cell));
+                Ok(Volume { scratch, ..volume })
             }
-            BufferPlace::Path(path) => {
-                let options =
-                    Options { direct: spec.direct, queue_capacity: DISK_QUEUE, ..Options::default() };
-                let file = Disk::create(path, spec.buffer_size.0, options, self.workers);
-                AnyBuffer::File(Box::new(file.map_err(|error| Failure::Refused(error.to_string()))?))
+            Err(error) => {
+                self.scratch.push(scratch);
+                Err(error)
             }
-        };
-        let scratch = self.pool.reserve(SCRATCH).ok_or_else(|| refused(&name, "out of buffers"))?;
+        }
+    }
+
+    fn secondary_cell(
+        &self,
+        name: &str,
+        nodes: Box<[Node]>,
+        scratch: Range<u16>,
+        settings: &BufferSettings,
+        of: &str,
+        disk: &mut AnyDisk,
+    ) -> Result<SecondaryCell, String> {
+        let buffer = self.open_buffer(name, settings)?;
         let config = secondary::Config {
-            granule_bytes: spec.granule.0 as u32,
+            granule_bytes: settings.granule.0 as u32,
             window_bytes: WINDOW_BYTES,
-            when_full: match spec.when_full {
+            when_full: match settings.when_full {
                 WhenFull::Stall => secondary::WhenFull::Stall,
                 WhenFull::Break => secondary::WhenFull::Break,
             },
-            stall_max: Micros(spec.stall_max.0.as_micros() as u64),
+            stall_max: Micros(settings.stall_max.0.as_micros() as u64),
             replication_requests: REPLICATION_REQUESTS,
             guest_requests: GUEST_REQUESTS,
             scratch_first: BufferIndex(scratch.start),
             scratch_count: SCRATCH as u8,
         };
-        let storage = secondary::Storage {
-            table: leak(Slot::FREE, usize::from(DISK_QUEUE)),
-            nodes,
-            connections: leak(Connection::FREE, usize::from(self.spec.connections_max) + 1),
-        };
-        let geometry = disk.geometry();
-        let machine = Secondary::new(config, geometry, buffer.geometry(), storage)
-            .map_err(|error| refused(&format!("{name}, disk {}", spec.disk), secondary_text(error)))?;
-        let geometry = Geometry { block_bytes: machine.block_bytes(), ..geometry };
-        self.serve(volume, &spec.listen, &spec.export, Port::Replication, &geometry, false);
-        self.serve(volume, &spec.guest, spec.guest_export(), Port::Guest, &geometry, spec.guest_read_only);
-        Ok(Volume {
-            name: spec.export.clone(),
-            machine: Machine::Secondary(Box::new(Driver::new(machine, SecondaryDevices { disk, buffer }))),
-            replicas: Vec::new(),
-            scratch,
-            is_rested: true,
-            checkpoint_times: Histogram::new(),
-            checkpoint_began: None,
-        })
+        let places = usize::from(self.connections_max) + 1;
+        let memory = SecondaryMemory::new(nodes, usize::from(DISK_QUEUE), places);
+        let cell = SecondaryCell::try_new(memory, |memory| {
+            let machine = Secondary::new(config, disk.geometry(), buffer.geometry(), memory.storage())?;
+            Ok(Driver::new(machine, SecondaryDevices { disk: mem::take(disk), buffer }))
+        });
+        cell.map_err(|error| format!("volume '{name}', disk {of}: {}", secondary_text(error)))
     }
 
-    fn serve(
-        &mut self,
-        volume: usize,
-        address: &Address,
-        name: &str,
-        port: Port,
-        geometry: &Geometry,
-        is_read_only: bool,
-    ) {
-        let is_primary = matches!(self.spec.volumes[volume], VolumeSpec::Primary(_));
-        let description = match (is_primary, port) {
-            (true, _) => "primary disk, mirrored to its replicas",
-            (false, Port::Replication) => "secondary disk, for the primary",
-            (false, Port::Guest) => "guest view: the last checkpoint and what was written here since",
-        };
-        self.served.entry(address.clone()).or_default().push(Served {
-            name: name.into(),
-            description,
-            volume,
-            port,
-            size_bytes: geometry.size_bytes,
-            block_bytes: geometry.block_bytes,
-            is_read_only,
-            is_fast_zero: geometry.capabilities.contains(Capabilities::FAST_ZERO),
-        });
+    fn open_buffer(&self, name: &str, settings: &BufferSettings) -> Result<AnyBuffer, String> {
+        let size = settings.size;
+        match &settings.place {
+            BufferPlace::Memory => {
+                let ram = Ram::new(size.0).map_err(|error| {
+                    format!(
+                        "volume '{name}': cannot take memory for a buffer of {size}: {error}; make it smaller, or give it \
+                         a file"
+                    )
+                })?;
+                Ok(AnyBuffer::Memory(Box::new(ram)))
+            }
+            BufferPlace::Path(path) => {
+                let options =
+                    Options { direct: settings.direct, queue_capacity: DISK_QUEUE, ..Options::default() };
+                let file = Disk::create(path, size.0, options, &self.workers);
+                Ok(AnyBuffer::File(Box::new(file.map_err(|error| error.to_string())?)))
+            }
+        }
     }
 }
 

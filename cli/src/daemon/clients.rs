@@ -1,5 +1,7 @@
 //! NBD clients: listeners, exports, and the places for connections.
 
+mod servers;
+
 use tracing::{debug, info, warn};
 use twinblock_core::nbd::server::{Export, Exports, ServerConfig, ServerEvent};
 use twinblock_core::nbd::wire::TransmissionFlags;
@@ -29,7 +31,11 @@ const PAUSE: Micros = Micros::from_ms(250);
 #[derive(Clone, Debug)]
 pub(super) struct Served {
     pub(super) name: String,
-    pub(super) description: &'static str,
+    /// What managers call it.
+    pub(super) id: String,
+    /// The node that it shows.
+    pub(super) node: String,
+    pub(super) description: String,
     pub(super) volume: usize,
     pub(super) port: Port,
     pub(super) size_bytes: u64,
@@ -40,7 +46,7 @@ pub(super) struct Served {
 
 /// The exports at one address.
 #[derive(Debug)]
-pub(super) struct Exported(pub(super) Vec<Served>);
+pub(super) struct Exported(Vec<Served>);
 
 impl Exports for Exported {
     fn count(&self) -> usize {
@@ -50,7 +56,7 @@ impl Exports for Exported {
     fn export(&self, index: usize) -> Option<Export<'_>> {
         let served = self.0.get(index)?;
         let mut export = Export::new(&served.name, served.size_bytes);
-        export.description = served.description;
+        export.description = &served.description;
         export.block_min = served.block_bytes;
         export.block_preferred = served.block_bytes.max(4096);
         export.flags.set(TransmissionFlags::READ_ONLY, served.is_read_only);
@@ -61,11 +67,13 @@ impl Exports for Exported {
     }
 }
 
+/// An NBD server: an address and what is exported there. Its place stays when it is stopped, until another one comes.
 #[derive(Debug)]
-pub(super) struct Listening {
-    listener: Listener,
+struct Listening {
+    /// What managers call it; empty for the one that they need not name.
+    name: String,
+    listener: Option<(Listener, Registration)>,
     exports: Exported,
-    registration: Registration,
     rest: Rest,
 }
 
@@ -86,6 +94,8 @@ struct Client {
     listening: usize,
     /// The volume and the name there, once an export was chosen.
     chosen: Option<(usize, ConnectionId)>,
+    /// The name of the export that was chosen last.
+    export: String,
 }
 
 /// All NBD clients of a daemon.
@@ -122,18 +132,6 @@ impl Clients {
         }
     }
 
-    pub(super) fn listen(
-        &mut self,
-        listener: Listener,
-        exports: Exported,
-        poller: &mut Poller,
-    ) -> Result<(), String> {
-        let token = token(Kind::Listener, self.listenings.len());
-        let registration = poller.register(&listener, Interest::READ, token).ok_or("too many listeners")?;
-        self.listenings.push(Listening { listener, exports, registration, rest: Rest::No });
-        Ok(())
-    }
-
     /// A name for a connection that was never used before.
     pub(super) const fn new_connection(&mut self) -> ConnectionId {
         self.next_connection += 1;
@@ -143,7 +141,7 @@ impl Clients {
     /// Takes connections while there are places or some can be made free; the others wait in the system's queue.
     pub(super) fn accept(&mut self, listening: usize, now: Micros, pool: &mut HostPool, poller: &mut Poller) {
         for _ in 0..ACCEPTS_MAX {
-            if self.is_ending {
+            if self.is_ending || self.listenings.get(listening).is_none_or(Listening::is_stopped) {
                 return;
             }
             let verdict = self.verdict(listening, now);
@@ -151,12 +149,17 @@ impl Clients {
                 if until.is_none()
                     && let Some(left_out) = self.told_full.pass(now)
                 {
-                    let (address, max) = (self.listenings[listening].listener.address(), self.places_max);
-                    warn!(%address, max, left_out, "all places for connections are taken; new clients wait until one has gone (--max-connections)");
+                    let (address, max) = (&self.listenings[listening].name, self.places_max);
+                    warn!(
+                        address,
+                        max,
+                        left_out,
+                        "all places for connections are taken; new clients wait until one has gone (--max-connections)"
+                    );
                 }
                 return self.rest(listening, Rest::UntilPlace(until), poller);
             }
-            match self.listenings[listening].listener.accept() {
+            match self.listenings[listening].accept() {
                 Ok(Some(stream)) => {
                     if let Some(place) = self.place_for(verdict, now, pool, poller) {
                         self.open(place, listening, stream, now, pool);
@@ -174,15 +177,21 @@ impl Clients {
     }
 
     fn verdict(&self, listening: usize, now: Micros) -> Verdict {
-        let standings = self.places.iter().map(Client::standing);
-        admission::admit(listening, self.listenings.len(), self.places_max, &standings, now)
+        // Addresses are numbered without the servers that were stopped: nothing is kept free for those.
+        let number = |of: usize| self.listenings.iter().take(of).filter(|other| !other.is_stopped()).count();
+        let is_stopped = |of: usize| self.listenings.get(of).is_none_or(Listening::is_stopped);
+        let number_of = |of: usize| if is_stopped(of) { usize::MAX } else { number(of) };
+        let standings = self.places.iter().map(|client| client.standing(number_of(client.listening)));
+        admission::admit(number(listening), number(self.listenings.len()), self.places_max, &standings, now)
     }
 
     fn rest(&mut self, listening: usize, rest: Rest, poller: &mut Poller) {
         let listening = &mut self.listenings[listening];
         listening.rest = rest;
         let interest = if rest == Rest::No { Interest::READ } else { Interest::NONE };
-        poller.set_interest(listening.registration, interest);
+        if let Some((_, registration)) = &listening.listener {
+            poller.set_interest(*registration, interest);
+        }
     }
 
     /// Listens again where the reason not to has gone.
@@ -239,7 +248,7 @@ impl Clients {
         let config = ServerConfig::new(self.window_bytes, index as u16);
         let sizes = ConnectionSizes { requests: REQUESTS, pieces: PIECES, handshake_max: self.handshake_max };
         let connection = Connection::new(config, sizes, token(Kind::Client, index)).ok()?;
-        self.places.push(Client { connection, listening: 0, chosen: None });
+        self.places.push(Client { connection, listening: 0, chosen: None, export: String::new() });
         Some(index)
     }
 
@@ -247,6 +256,7 @@ impl Clients {
         let client = &mut self.places[place];
         client.listening = listening;
         client.chosen = None;
+        client.export.clear();
         if let Err(error) = client.connection.open(stream, now, pool) {
             warn!("a connection was turned away: {error}");
         }
@@ -318,6 +328,7 @@ impl Clients {
         }
         info!(export = served.name, port = ?served.port, connection = name.0, "a client has connected");
         client.chosen = Some((served.volume, name));
+        client.export.clone_from(&served.name);
     }
 
     /// A machine wants a connection closed.
@@ -369,9 +380,20 @@ impl Clients {
     }
 }
 
+impl Listening {
+    const fn is_stopped(&self) -> bool {
+        self.listener.is_none()
+    }
+
+    fn accept(&self) -> std::io::Result<Option<Stream>> {
+        self.listener.as_ref().map_or(Ok(None), |(listener, _)| listener.accept())
+    }
+}
+
 impl Client {
-    const fn standing(&self) -> Standing {
-        let (address, is_silent) = (self.listening, self.connection.is_silent());
+    /// What it is to others at its address, which has this number.
+    const fn standing(&self, address: usize) -> Standing {
+        let is_silent = self.connection.is_silent();
         match self.connection.handshake_since() {
             _ if self.connection.is_free() => Standing::Free,
             Some(since) => Standing::Owing { address, since, is_silent },

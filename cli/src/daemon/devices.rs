@@ -1,14 +1,17 @@
 //! The devices of a volume, whatever they are: each is chosen by what the user wrote.
 
-use twinblock_core::block::{BlockDevice, Completion, Geometry, QueueFull, Transfer};
+use twinblock_core::block::{BlockDevice, Capabilities, Completion, Geometry, QueueFull, Transfer};
 use twinblock_io_posix::disk::Disk;
 use twinblock_io_posix::memory::HostPool;
 use twinblock_io_posix::nbd_disk::NbdDisk;
 use twinblock_io_posix::ram::Ram;
 
 /// A primary or secondary disk.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) enum AnyDisk {
+    /// It was given to somebody else; nothing is submitted any more.
+    #[default]
+    Gone,
     File(Box<Disk>),
     Nbd(Box<NbdDisk>),
 }
@@ -16,7 +19,7 @@ pub(super) enum AnyDisk {
 impl AnyDisk {
     pub(super) fn nbd_mut(&mut self) -> Option<&mut NbdDisk> {
         match self {
-            Self::File(_) => None,
+            Self::File(_) | Self::Gone => None,
             Self::Nbd(disk) => Some(disk),
         }
     }
@@ -27,6 +30,7 @@ impl BlockDevice<HostPool> for AnyDisk {
         match self {
             Self::File(disk) => disk.geometry(),
             Self::Nbd(disk) => disk.geometry(),
+            Self::Gone => Geometry { size_bytes: 0, block_bytes: 1, capabilities: Capabilities::READ_ONLY },
         }
     }
 
@@ -34,6 +38,7 @@ impl BlockDevice<HostPool> for AnyDisk {
         match self {
             Self::File(disk) => disk.submit(transfer, memory),
             Self::Nbd(disk) => disk.submit(transfer, memory),
+            Self::Gone => Err(QueueFull),
         }
     }
 
@@ -41,6 +46,7 @@ impl BlockDevice<HostPool> for AnyDisk {
         match self {
             Self::File(disk) => disk.poll(memory),
             Self::Nbd(disk) => disk.poll(memory),
+            Self::Gone => None,
         }
     }
 }
@@ -87,6 +93,10 @@ impl ReplicaLink {
 
     pub(super) fn disk_mut(&mut self) -> &mut NbdDisk {
         &mut self.0
+    }
+
+    pub(super) fn into_disk(self) -> NbdDisk {
+        *self.0
     }
 }
 

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use twinblock_core::control::json::{self, ErrorClass, HeldId, Id, ParseError};
 use twinblock_core::control::{Answer, Command, RefusalText, StatusText, Trouble as StatusTrouble};
 use twinblock_core::node::{self, Operation, Trouble as NodeTrouble};
-use twinblock_core::secondary;
+use twinblock_core::secondary::{self, Port};
 use twinblock_core::{Refused, Stage, primary};
 
 use super::Daemon;
@@ -26,14 +26,14 @@ pub(super) use commits::HeldCommit;
 const FAILURE_CHARS_MAX: usize = 500;
 
 /// Who is to be answered.
-#[derive(Debug)]
-struct Asker {
-    manager: ManagerId,
-    id: Option<HeldId>,
+#[derive(Clone, Debug)]
+pub(super) struct Asker {
+    pub(super) manager: ManagerId,
+    pub(super) id: Option<HeldId>,
 }
 
 impl Asker {
-    fn waiter(self, answer: jobs::Answer) -> Waiter {
+    pub(super) fn waiter(self, answer: jobs::Answer) -> Waiter {
         Waiter::Manager { manager: self.manager, id: self.id, answer }
     }
 }
@@ -69,6 +69,12 @@ impl Daemon {
         });
         match admitted {
             Ok(command) => self.obey(Asker { manager, id }, command),
+            // It may be one that only a daemon has.
+            Err(unknown @ ParseError::UnknownCommand { .. })
+                if self.managers.negotiation(manager).is_some_and(|session| session.is_done()) =>
+            {
+                self.execute_host(&Asker { manager, id }, text, unknown);
+            }
             Err(error) => self.managers.answer(manager, |out| error.write(out, parsed.id)),
         }
     }
@@ -76,7 +82,7 @@ impl Daemon {
     fn obey(&mut self, asker: Asker, command: Command<'_>) {
         match command {
             Command::Capabilities => self.answer(&asker, &Answer::Done),
-            Command::Commands => self.answer(&asker, &Answer::Commands),
+            Command::Commands => self.answer_commands(&asker),
             Command::SetReplication { enable, primary, failover, force, volume } => {
                 let stop = Operation::Stop { failover: failover.unwrap_or(false), force };
                 let operation = if enable { Operation::Start { primary } } else { stop };
@@ -102,7 +108,7 @@ impl Daemon {
                         control: control.as_ref(),
                         is_empty: sync_full,
                     };
-                    daemon.attach(volume, &wanted, waiter)
+                    daemon.attach_uri(volume, &wanted, waiter)
                 });
             }
             Command::Detach { volume, name } => {
@@ -137,11 +143,17 @@ impl Daemon {
         }
     }
 
-    fn find(&self, volume: &str) -> Option<usize> {
-        self.volumes.iter().position(|known| known.name == volume)
+    /// The volume of this name, or the secondary whose primary calls it this.
+    pub(super) fn find(&self, name: &str) -> Option<usize> {
+        let named = self.volumes.iter().position(|known| !known.is_vacant() && known.name == name);
+        named.or_else(|| {
+            let mut exports = self.clients.exports();
+            let export = exports.find(|(_, served)| served.name == name && served.port == Port::Replication);
+            export.map(|(_, served)| served.volume)
+        })
     }
 
-    fn answer(&mut self, asker: &Asker, answer: &Answer<'_>) {
+    pub(super) fn answer(&mut self, asker: &Asker, answer: &Answer<'_>) {
         let id = asker.id.as_ref().map(HeldId::id);
         self.managers.answer(asker.manager, |out| json::write_answer(out, answer, id));
     }
@@ -186,6 +198,11 @@ impl Daemon {
                 return self.refuse(&asker, refused, &name);
             }
         }
+        if operation == (Operation::Start { primary: false })
+            && let Err(text) = self.check_tops(selected.clone())
+        {
+            return self.fail(&asker, &text);
+        }
         let is_checkpoint = matches!(operation, Operation::Checkpoint { .. });
         let is_paired = |place: usize| {
             is_checkpoint && self.volumes[place].is_primary() && self.volumes[place].stage() == Stage::Running
@@ -194,6 +211,9 @@ impl Daemon {
         let answer = if has_pair { jobs::Answer::Checkpoint } else { jobs::Answer::Nothing };
         let job = self.jobs.begin(asker.waiter(answer));
         for place in selected {
+            if self.volumes[place].is_vacant() {
+                continue;
+            }
             // A primary's checkpoint is the pair's; one that has stopped has nothing to do.
             if !is_checkpoint || !self.volumes[place].is_primary() {
                 self.order(place, job, operation);
@@ -205,6 +225,13 @@ impl Daemon {
         } else {
             self.end_job(job);
         }
+    }
+
+    /// Whether what shall be on top of secondaries that are about to start is there.
+    fn check_tops(&self, selected: Range<usize>) -> Result<(), String> {
+        let volumes = self.volumes[selected].iter();
+        let mut starting = volumes.filter(|volume| !volume.is_vacant() && volume.stage() == Stage::None);
+        starting.try_for_each(|volume| self.graph.check_top(&volume.node))
     }
 
     /// Why there is no checkpoint of a volume whose replicas all miss something; it names them.
@@ -369,7 +396,7 @@ impl Daemon {
             Err(refused) => return self.refuse(asker, refused, volume.unwrap_or_default()),
         };
         let (managers, volumes) = (&mut self.managers, &self.volumes[selected]);
-        let trouble = volumes.iter().find_map(Self::trouble_of);
+        let trouble = volumes.iter().filter(|volume| !volume.is_vacant()).find_map(Self::trouble_of);
         let id = asker.id.as_ref().map(HeldId::id);
         managers.answer(asker.manager, |out| json::write_answer(out, &Answer::Status(trouble), id));
     }
@@ -400,7 +427,7 @@ impl Daemon {
         id: Option<Id<'_>>,
     ) -> std::fmt::Result {
         let mut report = json::ReportWriter::begin(out)?;
-        for volume in volumes {
+        for volume in volumes.iter().filter(|volume| !volume.is_vacant()) {
             report.volume(&volume.report(), volume.replica_reports())?;
         }
         report.end(id)

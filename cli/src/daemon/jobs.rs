@@ -93,6 +93,24 @@ impl Jobs {
         command
     }
 
+    /// Whether something is still waited for that has to do with a volume.
+    pub(super) fn concerns(&self, volume: usize) -> bool {
+        let is_waited_for = self.commands.iter().any(|(_, waiting)| match *waiting {
+            Waiting::Job { volume: of, .. } | Waiting::Barrier { volume: of } => of == volume,
+            Waiting::Pair { .. } => true,
+            Waiting::Nobody => false,
+        });
+        is_waited_for
+            || self.jobs.iter().flatten().any(|job| {
+                let answer = match &job.waiter {
+                    Waiter::Manager { answer, .. } => *answer,
+                    Waiter::Log(_) => Answer::Nothing,
+                };
+                answer == Answer::EpochOf(volume)
+                    || matches!(job.trouble, Some(Trouble::Volume(of, _)) if of == volume)
+            })
+    }
+
     /// A command has been answered.
     pub(super) fn answered(&mut self, command: CommandId) -> Waiting {
         match self.commands.iter().position(|(expected, _)| *expected == command) {

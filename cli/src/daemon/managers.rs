@@ -66,7 +66,8 @@ struct Manager {
 #[derive(Debug)]
 pub(super) struct Managers {
     places: Vec<Option<Manager>>,
-    listener: Registration,
+    /// Absent until the daemon serves.
+    listener: Option<Registration>,
     /// Nothing is accepted before then.
     rests_until: Option<Micros>,
     serial: u64,
@@ -101,17 +102,22 @@ pub(super) fn drop_first(bytes: &mut Vec<u8>, count: usize) {
 }
 
 impl Managers {
-    /// Those that the listener registered as `listener` will bring.
-    pub(super) fn new(listener: Registration) -> Self {
+    /// None yet.
+    pub(super) fn new() -> Self {
         Self {
             places: (0..MANAGERS_MAX).map(|_| None).collect(),
-            listener,
+            listener: None,
             rests_until: None,
             serial: 0,
             told_full: Throttle::default(),
             told_failed: Throttle::default(),
             told_deaf: Throttle::default(),
         }
+    }
+
+    /// From now on some may come, by the listener that is registered as this.
+    pub(super) const fn listen(&mut self, listener: Registration) {
+        self.listener = Some(listener);
     }
 
     /// Takes the connections that wait.
@@ -193,7 +199,9 @@ impl Managers {
 
     fn rest(&mut self, until: Micros, poller: &mut Poller) {
         self.rests_until = Some(until);
-        poller.set_interest(self.listener, Interest::NONE);
+        if let Some(listener) = self.listener {
+            poller.set_interest(listener, Interest::NONE);
+        }
     }
 
     /// When [`Self::flush`] must be called at the latest.
@@ -251,13 +259,15 @@ impl Managers {
     }
 
     /// Sends what waits, and lets go of those that have ended or do not read.
-    pub(super) fn flush(&mut self, listener: &Listener, now: Micros, poller: &mut Poller) {
+    pub(super) fn flush(&mut self, listener: Option<&Listener>, now: Micros, poller: &mut Poller) {
         for index in 0..self.places.len() {
             self.flush_one(index, now, poller);
         }
-        if self.rests_until.is_some_and(|until| until <= now) {
+        if self.rests_until.is_some_and(|until| until <= now)
+            && let (Some(listener), Some(registration)) = (listener, self.listener)
+        {
             self.rests_until = None;
-            poller.set_interest(self.listener, Interest::READ);
+            poller.set_interest(registration, Interest::READ);
             self.accept(listener, now, poller);
         }
     }

@@ -2,9 +2,11 @@
 //!
 //! | module | what is there |
 //! |---|---|
-//! | `build` | from a specification to volumes |
-//! | `clients`, `admission` | NBD clients, and who gets a place |
-//! | `managers`, `jobs`, `execute` | managers, what they wait for, what their commands do |
+//! | `nodes`, `start` | nodes come and go, and volumes with them; those of the command line at the start |
+//! | `build`, `cells` | what volumes are made of, and the memory that they borrow |
+//! | `clients`, `admission` | NBD servers and their clients, and who gets a place |
+//! | `managers`, `jobs` | managers, and what they wait for |
+//! | `execute`, `host` | what their commands do: those that every node has, those that only a daemon has |
 //! | `links`, `pair` | control links to secondaries, and the checkpoint of the pair over them |
 //! | `volume`, `devices` | a machine with its devices |
 //! | `limits`, `throttle` | what the system lets a process open; lines of the log that others can cause |
@@ -13,19 +15,22 @@
 
 mod admission;
 mod build;
+mod cells;
 mod clients;
 mod devices;
 mod execute;
+mod host;
 mod jobs;
 mod limits;
 mod links;
 mod managers;
+mod nodes;
 mod pair;
+mod start;
 mod throttle;
 mod token;
 mod volume;
 
-use std::collections::HashMap;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -33,33 +38,27 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tracing::{debug, error, info, warn};
 use twinblock_core::control::{EventReport, error_name, replica_state_name};
 use twinblock_core::driver::Emitted;
-use twinblock_core::node::Operation;
 use twinblock_core::secondary::Port;
 use twinblock_core::{Event, Extent, Identity, Micros, Notice, Op, Request, RequestId};
-use twinblock_io_posix::memory::{Counts, HostPool, PoolSizes};
+use twinblock_io_posix::memory::HostPool;
 use twinblock_io_posix::nbd_disk::LinkEvent as DiskEvent;
-use twinblock_io_posix::poller::{Interest, Poller, Ready, Registration};
-use twinblock_io_posix::socket::{ListenOptions, Listener, PeerTimeout};
-use twinblock_io_posix::workers::{HELPERS, Workers};
+use twinblock_io_posix::poller::{Poller, Ready, Registration};
+use twinblock_io_posix::socket::Listener;
 
 use crate::failure::Failure;
-use crate::spec::{Address, DaemonSpec, VolumeSpec};
-use clients::{Clients, Exported};
+use crate::graph::Graph;
+use crate::spec::DaemonSpec;
+use build::Stores;
+use clients::Clients;
 use execute::HeldCommit;
-use jobs::{Jobs, Waiter, Waiting};
+use jobs::{Jobs, Waiting};
 use links::Links;
 use managers::Managers;
-use pair::{NewReplica, Pair};
-use token::{Kind, token};
+use nodes::Nodes;
+use pair::Pair;
+use token::Kind;
 use volume::Volume;
 
-/// Buffers of the pool that clients share, beside the machines' own and one for each connection.
-const SMALL_BUFFERS: u16 = 512;
-const LARGE_BUFFERS: u16 = 48;
-/// Buffers for what a primary can have sent to one secondary: as many as the primary itself has, so that held writes do
-/// not keep the rest from being received. They are for the connection that holds the claim.
-const REPLICATION_SMALL: u16 = build::REPLICATION_REQUESTS;
-const REPLICATION_LARGE: u16 = LARGE_BUFFERS;
 /// Rounds of one turn, and completions of a machine in one round: then answers are sent and sockets looked at, however
 /// much is left. Fast disks can keep a commit going without a pause.
 const ROUNDS_MAX: usize = 8;
@@ -98,11 +97,17 @@ struct Daemon {
     life: Life,
     poller: Poller,
     pool: HostPool,
+    /// By place; one that was removed leaves its place vacant.
     volumes: Vec<Volume>,
-    nbd_places: Vec<(usize, Option<u8>)>,
+    /// How many places there can be.
+    volumes_max: usize,
+    graph: Graph,
+    /// What waits for a server, or for requests to end.
+    nodes: Nodes,
     clients: Clients,
     managers: Managers,
-    control: Listener,
+    /// Bound when everything of the command line is served.
+    control: Option<Listener>,
     jobs: Jobs,
     /// Commits that wait for those of other volumes.
     commits: Vec<HeldCommit>,
@@ -117,8 +122,8 @@ struct Daemon {
     rest_at: Micros,
     /// A manager's message, and room for its names without escapes.
     message: (Vec<u8>, Vec<u8>),
-    /// Dropped last: disks give their work to them.
-    _workers: Workers,
+    /// Dropped last: disks give their work to its helpers.
+    stores: Stores,
 }
 
 /// Runs a daemon until a signal or a manager ends it.
@@ -133,109 +138,6 @@ pub(crate) fn run(spec: &DaemonSpec) -> Result<(), Failure> {
 }
 
 impl Daemon {
-    fn start(spec: &DaemonSpec) -> Result<Self, Failure> {
-        let started = Instant::now();
-        let failed = |what: &str, error: &dyn std::fmt::Display| Failure::Refused(format!("{what}: {error}"));
-        let (places, too_few) = limits::connections(spec);
-        let descriptors = places + 512;
-        let mut poller = Poller::new(descriptors).map_err(|error| failed("cannot start", &error))?;
-        let signals = signals(&mut poller).map_err(|error| failed("cannot hear signals", &error))?;
-        let workers = Workers::start(HELPERS, &poller.waker())
-            .map_err(|error| failed("cannot start threads", &error))?;
-        let secondaries =
-            spec.volumes.iter().filter(|volume| matches!(volume, VolumeSpec::Secondary(_))).count();
-        let mut pool = pool(places, secondaries)?;
-        let mut workshop = build::Workshop {
-            spec,
-            pool: &mut pool,
-            workers: &workers,
-            served: HashMap::new(),
-            nbd_places: Vec::new(),
-        };
-        let mut volumes = Vec::with_capacity(spec.volumes.len());
-        for (index, volume) in spec.volumes.iter().enumerate() {
-            volumes.push(workshop.make(index, volume)?);
-        }
-        let (served, nbd_places) = (workshop.served, workshop.nbd_places);
-        let window_bytes = pool.large_bytes();
-        let handshake_max = Micros(spec.handshake_timeout.0.as_micros() as u64);
-        let mut clients = Clients::new(usize::from(places), window_bytes, handshake_max);
-        for (address, exports) in served {
-            let listener = listen(&address, false, spec.peer_timeout.0)?;
-            clients.listen(listener, Exported(exports), &mut poller).map_err(Failure::Refused)?;
-        }
-        // Bound last: when it answers, the exports are served.
-        let control = listen(&spec.control, true, spec.peer_timeout.0)?;
-        let registration = poller.register(&control, Interest::READ, token(Kind::ControlListener, 0));
-        let registration = registration.ok_or_else(|| failed("cannot listen", &"too many listeners"))?;
-        let identity = new_identity().map_err(|error| failed("cannot choose an identity", &error))?;
-        let mut daemon = Self {
-            started,
-            now: Micros(0),
-            life: Life::Serving,
-            pool,
-            volumes,
-            nbd_places,
-            clients,
-            managers: Managers::new(registration),
-            control,
-            jobs: Jobs::default(),
-            commits: Vec::new(),
-            pair: Pair::new(spec),
-            links: Links::new(identity, spec.peer_timeout.0),
-            signals,
-            identity,
-            replica_timeout: Micros(spec.replica_timeout.0.as_micros() as u64),
-            peer_timeout: spec.peer_timeout.0,
-            ready: Vec::with_capacity(usize::from(descriptors)),
-            rest_at: REST,
-            message: Default::default(),
-            poller,
-            _workers: workers,
-        };
-        daemon.begin(spec)?;
-        if let Some(line) = too_few {
-            warn!("{line}");
-        }
-        Ok(daemon)
-    }
-
-    /// Attaches the replicas and starts, if that is wanted.
-    fn begin(&mut self, spec: &DaemonSpec) -> Result<(), Failure> {
-        for (index, volume) in spec.volumes.iter().enumerate() {
-            let VolumeSpec::Primary(primary) = volume else { continue };
-            for replica in &primary.replicas {
-                let wanted = NewReplica {
-                    name: &replica.name,
-                    uri: &replica.uri,
-                    control: replica.control.as_ref(),
-                    is_empty: false,
-                };
-                self.attach(index, &wanted, Waiter::Log("attaching")).map_err(Failure::Refused)?;
-            }
-        }
-        if spec.start {
-            let job = self.jobs.begin(Waiter::Log("starting"));
-            for volume in 0..self.volumes.len() {
-                let primary = self.volumes[volume].is_primary();
-                self.order(volume, job, Operation::Start { primary });
-            }
-            self.end_job(job);
-        }
-        for volume in &self.volumes {
-            let report = volume.report();
-            info!(
-                volume = volume.name,
-                role = report.role.name(),
-                size_bytes = report.size_bytes,
-                granule_bytes = report.granule_bytes,
-                "serving"
-            );
-        }
-        info!(control = %self.control.address(), "ready");
-        Ok(())
-    }
-
     fn serve(&mut self) -> Result<(), Failure> {
         loop {
             let has_more = self.turn();
@@ -261,20 +163,17 @@ impl Daemon {
         match kind {
             Kind::Listener => self.clients.accept(index, self.now, &mut self.pool, &mut self.poller),
             Kind::Client => self.clients.on_ready(index, ready),
-            Kind::ControlListener => self.managers.accept(&self.control, self.now, &mut self.poller),
+            Kind::ControlListener => {
+                if let Some(control) = &self.control {
+                    self.managers.accept(control, self.now, &mut self.poller);
+                }
+            }
             Kind::Manager => {
                 self.managers.on_ready(index, ready, self.now, &mut self.poller);
                 self.execute_all(index);
             }
             Kind::Link => self.links.on_ready(index, ready, self.now, &mut self.poller),
-            Kind::NbdDisk => {
-                if let Some((volume, replica)) = self.nbd_places.get(index).copied()
-                    && let Some(volume) = self.volumes.get_mut(volume)
-                    && let Some((_, disk)) = volume.nbd_disks().find(|(which, _)| *which == replica)
-                {
-                    disk.ready(ready);
-                }
-            }
+            Kind::NbdDisk => self.link_ready(index, ready),
             Kind::Signal => self.on_signal(),
         }
     }
@@ -284,6 +183,7 @@ impl Daemon {
         self.links.tick(self.now, &mut self.poller);
         self.tick_pair();
         self.tick_attaching();
+        self.tick_nodes();
         self.rest();
         let mut has_worked = true;
         for _ in 0..ROUNDS_MAX {
@@ -307,9 +207,26 @@ impl Daemon {
         if has_worked {
             self.clients.finish(self.now, &mut self.pool, &mut self.poller);
         }
-        self.managers.flush(&self.control, self.now, &mut self.poller);
+        has_worked |= self.finish_removals();
+        self.managers.flush(self.control.as_ref(), self.now, &mut self.poller);
         self.links.flush(self.now, &mut self.poller);
         has_worked
+    }
+
+    /// What was registered for a link is ready.
+    fn link_ready(&mut self, index: usize, ready: Ready) {
+        if let Some((volume, replica)) = self.stores.owner(index) {
+            let volume = self.volumes.get_mut(volume);
+            if let Some((_, disk)) =
+                volume.and_then(|volume| volume.nbd_disks().find(|(which, _)| *which == replica))
+            {
+                disk.ready(ready);
+            }
+        } else if let Some(disk) = self.stores.spare_mut(ready.token) {
+            disk.ready(ready);
+        } else {
+            self.nodes.ready(ready);
+        }
     }
 
     /// Runs a machine, up to a bound. Whether it had anything to do.
@@ -384,6 +301,7 @@ impl Daemon {
     /// Lets links to replicas and NBD disks work. Whether something has happened that machines must hear of.
     fn service_nbd_disks(&mut self) -> bool {
         let mut has_worked = false;
+        self.stores.service(self.now, &mut self.pool, &mut self.poller);
         for volume in 0..self.volumes.len() {
             let mut told: heapless::Vec<(Option<u8>, DiskEvent), 16> = heapless::Vec::new();
             for (which, disk) in self.volumes[volume].nbd_disks() {
@@ -413,6 +331,8 @@ impl Daemon {
         let others = [
             volumes,
             disks,
+            self.stores.next_deadline(),
+            self.nodes.next_deadline(),
             self.clients.next_deadline(),
             self.managers.next_deadline(),
             self.links.next_deadline(),
@@ -452,9 +372,10 @@ impl Daemon {
                 if !volumes_quiet {
                     warn!("some requests could not be finished in time");
                 }
-                self.life =
-                    Life::Flushing { deadline: self.now.after(END_MAX), remaining: self.volumes.len() };
-                for volume in 0..self.volumes.len() {
+                let places = 0..self.volumes.len();
+                let volumes: Vec<usize> = places.filter(|place| !self.volumes[*place].is_vacant()).collect();
+                self.life = Life::Flushing { deadline: self.now.after(END_MAX), remaining: volumes.len() };
+                for volume in volumes {
                     self.flush_disk(volume);
                 }
                 true
@@ -500,52 +421,4 @@ impl Daemon {
             self.life = Life::Flushing { deadline, remaining: remaining.saturating_sub(1) };
         }
     }
-}
-
-/// Memory for the requests of so many connections and so many secondaries.
-fn pool(places: u16, secondaries: usize) -> Result<HostPool, Failure> {
-    let guarantee = Counts { small: usize::from(REPLICATION_SMALL), large: usize::from(REPLICATION_LARGE) };
-    let kept_large = REPLICATION_LARGE + build::SCRATCH;
-    let sum = |shared: u16, kept: u16| {
-        let sum = usize::from(shared) + usize::from(places) + secondaries * usize::from(kept);
-        u16::try_from(sum).map_err(|_| too_many(places, secondaries))
-    };
-    let sizes = PoolSizes {
-        small_count: sum(SMALL_BUFFERS, REPLICATION_SMALL)?,
-        large_count: sum(LARGE_BUFFERS, kept_large)?,
-        ..PoolSizes::default()
-    };
-    let mut pool = HostPool::new(sizes)
-        .map_err(|error| Failure::Refused(format!("cannot take memory for requests: {error}")))?;
-    pool.keep(places, secondaries, guarantee);
-    Ok(pool)
-}
-
-fn too_many(places: u16, secondaries: usize) -> Failure {
-    Failure::Refused(format!(
-        "{secondaries} secondaries and {places} connections need more buffers than one daemon can have: share them out \
-         among several daemons"
-    ))
-}
-
-fn listen(address: &Address, is_private: bool, peer_timeout: Duration) -> Result<Listener, Failure> {
-    let options = ListenOptions { is_private, peer_timeout: PeerTimeout(peer_timeout) };
-    Listener::bind(address, options).map_err(|error| Failure::Refused(error.to_string()))
-}
-
-fn signals(poller: &mut Poller) -> std::io::Result<(UnixStream, Registration)> {
-    let (here, there) = UnixStream::pair()?;
-    here.set_nonblocking(true)?;
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
-        signal_hook::low_level::pipe::register(signal, there.try_clone()?)?;
-    }
-    let registration = poller.register(&here, Interest::READ, token(Kind::Signal, 0));
-    let registration = registration.ok_or(std::io::ErrorKind::OutOfMemory)?;
-    Ok((here, registration))
-}
-
-fn new_identity() -> std::io::Result<Identity> {
-    let mut bytes = [0; 16];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-    Ok(Identity(bytes))
 }

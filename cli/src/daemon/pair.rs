@@ -69,8 +69,8 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    pub(super) fn new(spec: &DaemonSpec) -> Self {
-        let volumes = spec.volumes.len();
+    /// For so many volumes at a time.
+    pub(super) fn new(spec: &DaemonSpec, volumes: usize) -> Self {
         let members = volumes * MEMBERS_PER_VOLUME;
         let timeout = Micros(spec.checkpoint_timeout.0.as_micros() as u64);
         let every = spec.checkpoint_every.map(|span| Micros(span.0.as_micros() as u64));
@@ -104,6 +104,11 @@ impl Pair {
         self.coordinator.poll_timeout().into_iter().chain(automatic).min()
     }
 
+    /// Whether a checkpoint is under way or wanted.
+    pub(super) fn is_busy(&self) -> bool {
+        self.coordinator.is_busy() || !self.wanted.is_empty()
+    }
+
     fn place(&self, member: MemberIndex) -> Option<Place> {
         self.places.get(usize::from(member.0)).copied().flatten()
     }
@@ -123,6 +128,7 @@ impl Daemon {
         &mut self,
         volume: usize,
         wanted: &NewReplica<'_>,
+        block_node: &str,
         waiter: Waiter,
     ) -> Result<(), String> {
         let NewReplica { name, uri, control, is_empty } = *wanted;
@@ -170,14 +176,15 @@ impl Daemon {
         let until = self.now.after(self.replica_timeout);
         let attaching = is_awaited.then(|| (self.jobs.expect(Waiting::Job { job, volume }), until));
         let this = &mut self.volumes[volume];
-        this.replicas[index] = Some(Replica { name: name.into(), member, attaching });
+        this.replicas[index] =
+            Some(Replica { name: name.into(), node: block_node.into(), member, attaching });
         let command = Command::Attach { replica: index as u8, is_empty, is_new };
         self.order_primary(volume, Waiting::Job { job, volume }, command);
         info!(volume = self.volumes[volume].name, replica = name, %uri, "attached");
         Ok(())
     }
 
-    /// Lets a replica go.
+    /// Lets a replica go, and its node from under the volume's.
     pub(super) fn detach(&mut self, volume: usize, name: &str, waiter: Waiter) -> Result<(), String> {
         let this = &mut self.volumes[volume];
         let found = this.attached().find(|(_, replica)| replica.name == name).map(|(index, _)| index);
@@ -188,17 +195,22 @@ impl Daemon {
             disk.close();
         }
         self.attached_at_last(volume, index, Ok(()));
-        let replica = self.volumes[volume].replicas[usize::from(index)].as_mut();
-        let member = replica.and_then(|replica| replica.member.take());
-        if let Some(member) = member {
-            self.links.remove(member);
-            self.pair.coordinator.remove_member(member);
-            self.pair.places[usize::from(member.0)] = None;
-        }
+        self.unlink_replica(volume, usize::from(index));
+        self.forget_member(volume, usize::from(index));
         let job = self.jobs.begin(waiter);
         self.order_primary(volume, Waiting::Job { job, volume }, Command::Detach { replica: index });
         info!(volume = self.volumes[volume].name, replica = name, "detached");
         Ok(())
+    }
+
+    /// A replica takes no part in checkpoints any more.
+    pub(super) fn forget_member(&mut self, volume: usize, replica: usize) {
+        let known = self.volumes[volume].replicas.get_mut(replica).and_then(Option::as_mut);
+        if let Some(member) = known.and_then(|replica| replica.member.take()) {
+            self.links.remove(member);
+            self.pair.coordinator.remove_member(member);
+            self.pair.places[usize::from(member.0)] = None;
+        }
     }
 
     /// The connection to a replica, or to a disk that something else serves, has changed.

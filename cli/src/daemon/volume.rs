@@ -1,20 +1,25 @@
 //! A volume: one machine with its devices, as the daemon handles it whatever its role.
 
+use std::mem;
 use std::ops::Range;
+use std::sync::LazyLock;
 use std::time::Instant;
 
+use twinblock_core::block::{BlockDevice, Geometry};
 use twinblock_core::control::{
     BufferReport, CheckpointReport, CommitReport, FullPolicy, Histogram, ReplicaReport, Role, VolumeReport,
 };
-use twinblock_core::driver::{Driver, Emitted, Links, PrimaryDevices, SecondaryDevices};
+use twinblock_core::driver::{Emitted, Links};
 use twinblock_core::node::{Managed, MemberIndex, Operation};
-use twinblock_core::primary::{self, Primary};
+use twinblock_core::primary::{self, ReplicaStatus};
 use twinblock_core::secondary::{self, Port, Secondary, WhenFull};
-use twinblock_core::{CommandId, ConnectionId, Identity, Micros, Refused, Request, Stage};
+use twinblock_core::{CommandId, ConnectionId, ErrorCounters, Identity, Micros, Refused, Request, Stage};
 use twinblock_io_posix::memory::HostPool;
 use twinblock_io_posix::nbd_disk::NbdDisk;
 
-use super::devices::{AnyBuffer, AnyDisk, ReplicaLink};
+use super::cells::{PrimaryCell, SecondaryCell};
+use super::devices::{AnyDisk, ReplicaLink};
+use crate::spec::REPLICAS_MAX;
 
 /// The links of a primary, one place for each replica that there can be.
 #[derive(Debug)]
@@ -28,20 +33,61 @@ impl Links for ReplicaLinks {
     }
 }
 
-pub(super) type PrimaryDriver = Driver<Primary<'static>, PrimaryDevices<AnyDisk, ReplicaLinks>>;
-pub(super) type SecondaryDriver = Driver<Secondary<'static>, SecondaryDevices<AnyDisk, AnyBuffer>>;
-
-/// Either role.
-#[derive(Debug)]
+/// Either role, or none: the place of a volume that was removed, until another one comes.
 pub(super) enum Machine {
-    Primary(Box<PrimaryDriver>),
-    Secondary(Box<SecondaryDriver>),
+    Primary(PrimaryCell),
+    Secondary(SecondaryCell),
+    Vacant,
+}
+
+/// A primary's machine, to be told something.
+pub(super) struct PrimaryHandle<'v>(&'v mut PrimaryCell);
+
+impl PrimaryHandle<'_> {
+    pub(super) fn offer(self, now: Micros, input: primary::Input) -> Result<(), Refused> {
+        self.0.with_dependent_mut(|_, driver| driver.offer(now, input))
+    }
+}
+
+/// A secondary's machine, to be told something.
+pub(super) struct SecondaryHandle<'v>(&'v mut SecondaryCell);
+
+impl SecondaryHandle<'_> {
+    pub(super) fn offer(self, now: Micros, input: secondary::Input) -> Result<(), Refused> {
+        self.0.with_dependent_mut(|_, driver| driver.offer(now, input))
+    }
+}
+
+/// What a place without a volume says of itself.
+#[derive(Default)]
+struct Nobody(ErrorCounters);
+
+static NOBODY: LazyLock<Nobody> = LazyLock::new(Nobody::default);
+
+impl Managed for Nobody {
+    fn check(&self, _: Operation) -> Result<(), Refused> {
+        Ok(())
+    }
+
+    fn stage(&self) -> Stage {
+        Stage::None
+    }
+
+    fn errors(&self) -> &ErrorCounters {
+        &self.0
+    }
+
+    fn is_behind(&self) -> bool {
+        false
+    }
 }
 
 /// What the daemon knows of a replica beside the machine.
 #[derive(Clone, Debug)]
 pub(super) struct Replica {
     pub(super) name: String,
+    /// Its node in the graph.
+    pub(super) node: String,
     /// Its place in the checkpoint of the pair, if its control address is known.
     pub(super) member: Option<MemberIndex>,
     /// Who attached it waits for the first connection, or until then.
@@ -49,9 +95,10 @@ pub(super) struct Replica {
 }
 
 /// One volume.
-#[derive(Debug)]
 pub(super) struct Volume {
     pub(super) name: String,
+    /// The node that stands for it in the graph: a quorum, or the replication node of a secondary.
+    pub(super) node: String,
     pub(super) machine: Machine,
     /// By the machine's replica index; `None` where none ever was.
     pub(super) replicas: Vec<Option<Replica>>,
@@ -67,15 +114,35 @@ pub(super) struct Volume {
 impl Volume {
     pub(super) fn poll(&mut self, now: Micros, pool: &mut HostPool, budget: &mut u32) -> Option<Emitted> {
         match &mut self.machine {
-            Machine::Primary(driver) => driver.poll_within(now, pool, budget),
-            Machine::Secondary(driver) => driver.poll_within(now, pool, budget),
+            Machine::Primary(cell) => {
+                cell.with_dependent_mut(|_, driver| driver.poll_within(now, pool, budget))
+            }
+            Machine::Secondary(cell) => {
+                cell.with_dependent_mut(|_, driver| driver.poll_within(now, pool, budget))
+            }
+            Machine::Vacant => None,
         }
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Micros> {
         match &self.machine {
-            Machine::Primary(driver) => driver.poll_timeout(),
-            Machine::Secondary(driver) => driver.poll_timeout(),
+            Machine::Primary(cell) => cell.with_dependent(|_, driver| driver.poll_timeout()),
+            Machine::Secondary(cell) => cell.with_dependent(|_, driver| driver.poll_timeout()),
+            Machine::Vacant => None,
+        }
+    }
+
+    /// Tells the machine what it is told in either role.
+    fn offer(
+        &mut self,
+        now: Micros,
+        input: primary::Input,
+        standby: secondary::Input,
+    ) -> Result<(), Refused> {
+        match &mut self.machine {
+            Machine::Primary(cell) => PrimaryHandle(cell).offer(now, input),
+            Machine::Secondary(cell) => SecondaryHandle(cell).offer(now, standby),
+            Machine::Vacant => Err(Refused::Stale),
         }
     }
 
@@ -86,22 +153,14 @@ impl Volume {
         port: Port,
         identity: Option<Identity>,
     ) -> Result<(), Refused> {
-        match &mut self.machine {
-            Machine::Primary(driver) => driver.offer(now, primary::Input::Opened(connection)),
-            Machine::Secondary(driver) => {
-                driver.offer(now, secondary::Input::Opened { connection, port, identity })
-            }
-        }
+        let standby = secondary::Input::Opened { connection, port, identity };
+        self.offer(now, primary::Input::Opened(connection), standby)
     }
 
     /// A connection has ended. One that was refused at opening is not known, which is no error.
     pub(super) fn close(&mut self, now: Micros, connection: ConnectionId, is_clean: bool) {
-        let _ = match &mut self.machine {
-            Machine::Primary(driver) => driver.offer(now, primary::Input::Closed(connection)),
-            Machine::Secondary(driver) => {
-                driver.offer(now, secondary::Input::Closed { connection, is_clean })
-            }
-        };
+        let standby = secondary::Input::Closed { connection, is_clean };
+        let _ = self.offer(now, primary::Input::Closed(connection), standby);
     }
 
     pub(super) fn request(
@@ -110,10 +169,8 @@ impl Volume {
         connection: ConnectionId,
         request: Request,
     ) -> Result<(), Refused> {
-        match &mut self.machine {
-            Machine::Primary(driver) => driver.offer(now, primary::Input::Request(connection, request)),
-            Machine::Secondary(driver) => driver.offer(now, secondary::Input::Request(connection, request)),
-        }
+        let standby = secondary::Input::Request(connection, request);
+        self.offer(now, primary::Input::Request(connection, request), standby)
     }
 
     /// A command for a secondary, or one that both roles have. A primary's checkpoint is the coordinator's.
@@ -123,58 +180,76 @@ impl Volume {
         command: CommandId,
         operation: Operation,
     ) -> Result<(), Refused> {
-        match &mut self.machine {
-            Machine::Primary(driver) => {
-                let wanted = match operation {
-                    Operation::Start { primary } => primary::Command::Start { primary },
-                    Operation::Checkpoint { .. } => primary::Command::Barrier { is_urgent: false },
-                    Operation::Stop { .. } => primary::Command::Stop,
-                };
-                driver.offer(now, primary::Input::Command(command, wanted))
-            }
-            Machine::Secondary(driver) => {
-                if matches!(operation, Operation::Checkpoint { .. }) {
-                    self.checkpoint_began = Some(Instant::now());
-                }
-                driver.offer(now, secondary::Input::Command(command, operation.into()))
-            }
+        let wanted = match operation {
+            Operation::Start { primary } => primary::Command::Start { primary },
+            Operation::Checkpoint { .. } => primary::Command::Barrier { is_urgent: false },
+            Operation::Stop { .. } => primary::Command::Stop,
+        };
+        if matches!(operation, Operation::Checkpoint { .. }) && !self.is_primary() {
+            self.checkpoint_began = Some(Instant::now());
         }
+        let standby = secondary::Input::Command(command, operation.into());
+        self.offer(now, primary::Input::Command(command, wanted), standby)
     }
 
     pub(super) fn managed(&self) -> &dyn Managed {
         match &self.machine {
-            Machine::Primary(driver) => driver.machine(),
-            Machine::Secondary(driver) => driver.machine(),
+            Machine::Primary(cell) => cell.with_dependent(|_, driver| {
+                let managed: &dyn Managed = driver.machine();
+                managed
+            }),
+            Machine::Secondary(cell) => cell.with_dependent(|_, driver| {
+                let managed: &dyn Managed = driver.machine();
+                managed
+            }),
+            Machine::Vacant => &*NOBODY,
         }
     }
 
-    pub(super) fn primary(&mut self) -> Option<&mut PrimaryDriver> {
+    pub(super) const fn primary(&mut self) -> Option<PrimaryHandle<'_>> {
         match &mut self.machine {
-            Machine::Primary(driver) => Some(driver),
-            Machine::Secondary(_) => None,
+            Machine::Primary(cell) => Some(PrimaryHandle(cell)),
+            Machine::Secondary(_) | Machine::Vacant => None,
         }
     }
 
-    pub(super) fn secondary(&mut self) -> Option<&mut SecondaryDriver> {
+    pub(super) const fn secondary(&mut self) -> Option<SecondaryHandle<'_>> {
         match &mut self.machine {
-            Machine::Primary(_) => None,
-            Machine::Secondary(driver) => Some(driver),
+            Machine::Secondary(cell) => Some(SecondaryHandle(cell)),
+            Machine::Primary(_) | Machine::Vacant => None,
         }
     }
 
-    /// A secondary's machine.
-    pub(super) fn standby(&self) -> Option<&Secondary<'static>> {
+    /// What is true of a secondary's machine.
+    pub(super) fn standby<R>(&self, look: impl FnOnce(&Secondary<'_>) -> R) -> Option<R> {
         match &self.machine {
-            Machine::Primary(_) => None,
-            Machine::Secondary(driver) => Some(driver.machine()),
+            Machine::Primary(_) | Machine::Vacant => None,
+            Machine::Secondary(cell) => Some(cell.with_dependent(|_, driver| look(driver.machine()))),
         }
+    }
+
+    /// There is none here: the place waits for another one.
+    pub(super) const fn is_vacant(&self) -> bool {
+        matches!(self.machine, Machine::Vacant)
     }
 
     /// The connection of the primary that replicates to this secondary.
     pub(super) fn claim_holder(&self) -> Option<ConnectionId> {
         match &self.machine {
-            Machine::Primary(_) => None,
-            Machine::Secondary(driver) => driver.machine().claim_holder(),
+            Machine::Primary(_) | Machine::Vacant => None,
+            Machine::Secondary(cell) => cell.with_dependent(|_, driver| driver.machine().claim_holder()),
+        }
+    }
+
+    /// Of its disk, with the blocks that clients may address.
+    pub(super) fn geometry(&self) -> Geometry {
+        match &self.machine {
+            Machine::Primary(cell) => cell.with_dependent(|_, driver| driver.devices().disk.geometry()),
+            Machine::Secondary(cell) => cell.with_dependent(|_, driver| Geometry {
+                block_bytes: driver.machine().block_bytes(),
+                ..driver.devices().disk.geometry()
+            }),
+            Machine::Vacant => AnyDisk::Gone.geometry(),
         }
     }
 
@@ -188,51 +263,95 @@ impl Volume {
 
     pub(super) fn epoch(&self) -> u64 {
         match &self.machine {
-            Machine::Primary(driver) => driver.machine().epoch(),
-            Machine::Secondary(driver) => driver.machine().epoch(),
+            Machine::Primary(cell) => cell.with_dependent(|_, driver| driver.machine().epoch()),
+            Machine::Secondary(cell) => cell.with_dependent(|_, driver| driver.machine().epoch()),
+            Machine::Vacant => 0,
         }
     }
 
     /// Requests of clients and transfers under way.
     pub(super) fn in_flight(&self) -> usize {
         match &self.machine {
-            Machine::Primary(driver) => driver.machine().in_flight(),
-            Machine::Secondary(driver) => driver.machine().in_flight(),
+            Machine::Primary(cell) => cell.with_dependent(|_, driver| driver.machine().in_flight()),
+            Machine::Secondary(cell) => cell.with_dependent(|_, driver| driver.machine().in_flight()),
+            Machine::Vacant => 0,
         }
     }
 
     /// Every NBD disk of it, with what identifies it: `None` the disk itself, `Some` the replica.
     pub(super) fn nbd_disks(&mut self) -> impl Iterator<Item = (Option<u8>, &mut NbdDisk)> {
         let (disk, links) = match &mut self.machine {
-            Machine::Primary(driver) => {
+            Machine::Primary(cell) => cell.with_dependent_mut(|_, driver| {
                 let devices = driver.devices_mut();
-                (&mut devices.disk, devices.replicas.0.as_mut_slice())
+                (Some(&mut devices.disk), devices.replicas.0.as_mut_slice())
+            }),
+            Machine::Secondary(cell) => {
+                (Some(cell.with_dependent_mut(|_, driver| &mut driver.devices_mut().disk)), &mut [][..])
             }
-            Machine::Secondary(driver) => (&mut driver.devices_mut().disk, &mut [][..]),
+            Machine::Vacant => (None, &mut [][..]),
         };
         let replicas = links.iter_mut().enumerate();
         let replicas = replicas.map(|(index, link)| (Some(index as u8), link.disk_mut()));
-        disk.nbd_mut().map(|disk| (None, disk)).into_iter().chain(replicas)
+        disk.and_then(AnyDisk::nbd_mut).map(|disk| (None, disk)).into_iter().chain(replicas)
     }
 
     /// The link to a replica, whether one is attached there or not.
     pub(super) fn nbd_disk(&mut self, replica: u8) -> Option<&mut NbdDisk> {
-        match &mut self.machine {
-            Machine::Primary(driver) => {
-                let links = &mut driver.devices_mut().replicas.0;
-                links.get_mut(usize::from(replica)).map(ReplicaLink::disk_mut)
-            }
-            Machine::Secondary(_) => None,
-        }
+        let links = self.links();
+        links.get_mut(usize::from(replica)).map(ReplicaLink::disk_mut)
     }
 
     /// Which places for replicas have a link that is closed.
     pub(super) fn closed_links(&mut self) -> Vec<bool> {
+        self.links().iter_mut().map(|link| link.disk_mut().is_closed()).collect()
+    }
+
+    /// The links of a primary.
+    fn links(&mut self) -> &mut [ReplicaLink] {
         match &mut self.machine {
-            Machine::Primary(driver) => {
-                driver.devices_mut().replicas.0.iter_mut().map(|link| link.disk_mut().is_closed()).collect()
+            Machine::Primary(cell) => {
+                cell.with_dependent_mut(|_, driver| driver.devices_mut().replicas.0.as_mut_slice())
             }
-            Machine::Secondary(_) => Vec::new(),
+            Machine::Secondary(_) | Machine::Vacant => &mut [],
+        }
+    }
+
+    /// Removes the machine and gives back what it worked on: its disk, and the links of a primary. Nothing may be in
+    /// flight.
+    pub(super) fn vacate(&mut self) -> (AnyDisk, Vec<ReplicaLink>) {
+        let mut given = (AnyDisk::Gone, Vec::new());
+        match &mut self.machine {
+            Machine::Primary(cell) => cell.with_dependent_mut(|_, driver| {
+                let devices = driver.devices_mut();
+                given = (mem::take(&mut devices.disk), mem::take(&mut devices.replicas.0));
+            }),
+            Machine::Secondary(cell) => cell.with_dependent_mut(|_, driver| {
+                given.0 = mem::take(&mut driver.devices_mut().disk);
+            }),
+            Machine::Vacant => {}
+        }
+        *self = Self::vacant();
+        given
+    }
+
+    /// A place without a volume.
+    pub(super) fn vacant() -> Self {
+        Self::new(String::new(), String::new(), Machine::Vacant)
+    }
+
+    /// A volume with this machine; the node that it is in the graph.
+    pub(super) fn new(name: String, node: String, machine: Machine) -> Self {
+        let replicas =
+            if matches!(machine, Machine::Primary(_)) { vec![None; REPLICAS_MAX] } else { Vec::new() };
+        Self {
+            name,
+            node,
+            machine,
+            replicas,
+            scratch: 0..0,
+            is_rested: true,
+            checkpoint_times: Histogram::new(),
+            checkpoint_began: None,
         }
     }
 
@@ -253,21 +372,22 @@ impl Volume {
 
     /// The replicas that are attached, by index.
     pub(super) fn attached(&self) -> impl Iterator<Item = (u8, &Replica)> {
-        let is_attached = |index: u8| match &self.machine {
-            Machine::Primary(driver) => {
-                driver.machine().replica(index).is_some_and(|status| status.is_attached)
-            }
-            Machine::Secondary(_) => false,
-        };
+        let is_attached = |index: u8| self.replica(index).is_some_and(|status| status.is_attached);
         let named = self.replicas.iter().enumerate();
         let named = named.filter_map(|(index, replica)| Some((index as u8, replica.as_ref()?)));
         named.filter(move |(index, _)| is_attached(*index))
     }
 
+    fn replica(&self, index: u8) -> Option<ReplicaStatus> {
+        match &self.machine {
+            Machine::Primary(cell) => cell.with_dependent(|_, driver| driver.machine().replica(index)),
+            Machine::Secondary(_) | Machine::Vacant => None,
+        }
+    }
+
     pub(super) fn replica_reports(&self) -> impl Iterator<Item = ReplicaReport<'_>> {
         self.attached().filter_map(|(index, replica)| {
-            let Machine::Primary(driver) = &self.machine else { return None };
-            let status = driver.machine().replica(index)?;
+            let status = self.replica(index)?;
             Some(ReplicaReport {
                 name: &replica.name,
                 is_connected: status.is_connected,
@@ -281,32 +401,24 @@ impl Volume {
     pub(super) fn report(&self) -> VolumeReport<'_> {
         let managed = self.managed();
         let (role, size_bytes, granule_bytes, buffer, commit) = match &self.machine {
-            Machine::Primary(driver) => {
+            Machine::Primary(cell) => cell.with_dependent(|_, driver| {
                 let machine = driver.machine();
                 let granule_bytes = u64::from(machine.config().dirty_granule_bytes);
                 (Role::Primary, machine.size_bytes(), granule_bytes, None, None)
-            }
-            Machine::Secondary(driver) => {
+            }),
+            Machine::Secondary(cell) => cell.with_dependent(|_, driver| {
                 let machine = driver.machine();
                 let buffer = machine.buffer();
-                let report = BufferReport {
-                    size_bytes: buffer.size_bytes(),
-                    used_bytes: buffer.used_bytes(),
-                    policy: match machine.config().when_full {
-                        WhenFull::Stall => FullPolicy::Stall,
-                        WhenFull::Break => FullPolicy::Break,
-                    },
-                    view: machine.view(),
-                    held_count: u64::from(machine.held()),
-                };
-                let progress = machine.progress();
-                let has_failed_over = matches!(machine.stage(), Stage::Failover | Stage::FailoverFailed)
-                    || progress.total_bytes != 0;
-                let commit =
-                    CommitReport { total_bytes: progress.total_bytes, done_bytes: progress.done_bytes };
-                let commit = has_failed_over.then_some(commit);
-                (Role::Secondary, machine.size_bytes(), buffer.granule_bytes(), Some(report), commit)
-            }
+                let report = buffer_report(machine);
+                (
+                    Role::Secondary,
+                    machine.size_bytes(),
+                    buffer.granule_bytes(),
+                    Some(report),
+                    commit_report(machine),
+                )
+            }),
+            Machine::Vacant => (Role::Secondary, 0, 0, None, None),
         };
         VolumeReport {
             name: &self.name,
@@ -322,4 +434,26 @@ impl Volume {
             errors: *managed.errors(),
         }
     }
+}
+
+fn buffer_report(machine: &Secondary<'_>) -> BufferReport {
+    let buffer = machine.buffer();
+    BufferReport {
+        size_bytes: buffer.size_bytes(),
+        used_bytes: buffer.used_bytes(),
+        policy: match machine.config().when_full {
+            WhenFull::Stall => FullPolicy::Stall,
+            WhenFull::Break => FullPolicy::Break,
+        },
+        view: machine.view(),
+        held_count: u64::from(machine.held()),
+    }
+}
+
+fn commit_report(machine: &Secondary<'_>) -> Option<CommitReport> {
+    let progress = machine.progress();
+    let has_failed_over =
+        matches!(machine.stage(), Stage::Failover | Stage::FailoverFailed) || progress.total_bytes != 0;
+    let commit = CommitReport { total_bytes: progress.total_bytes, done_bytes: progress.done_bytes };
+    has_failed_over.then_some(commit)
 }

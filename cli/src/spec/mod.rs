@@ -21,12 +21,21 @@ pub(crate) const NAME_BYTES_MAX: usize = 64;
 pub(crate) const GRANULE_BYTES_MIN: u64 = 512;
 /// Largest granule of a disk buffer: no more than a window.
 pub(crate) const GRANULE_BYTES_MAX: u64 = 256 << 10;
+/// Largest granule of a dirty bitmap.
+pub(crate) const DIRTY_GRANULE_BYTES_MAX: u64 = 1 << 31;
 /// A buffer holds at least this many granules, else it stalls all the time.
 pub(crate) const BUFFER_GRANULES_MIN: u64 = 64;
 /// Most NBD connections of one daemon.
 pub(crate) const CONNECTIONS_MAX: u16 = 16_384;
 /// Most replicas of one primary.
 pub(crate) const REPLICAS_MAX: usize = 8;
+
+/// What one bit of a dirty bitmap stands for unless told otherwise.
+pub(crate) const DEFAULT_DIRTY_GRANULE: Size = Size(64 << 10);
+/// The granule of a disk buffer unless told otherwise.
+pub(crate) const DEFAULT_GRANULE: Size = Size(4 << 10);
+/// How long a write is held unless told otherwise.
+pub(crate) const DEFAULT_STALL_MAX: Span = Span::from_ms(500);
 
 /// Which back end does the I/O.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
@@ -103,7 +112,7 @@ pub(crate) struct DaemonSpec {
     pub(crate) start: bool,
     /// The daemon ends when the process that started it does.
     pub(crate) end_with_parent: bool,
-    /// At least one.
+    /// Those that are there from the start; managers can add others.
     pub(crate) volumes: Vec<VolumeSpec>,
 }
 
@@ -173,7 +182,68 @@ pub(crate) struct SecondarySpec {
     pub(crate) stall_max: Span,
 }
 
+/// The disk buffer of a secondary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct BufferSettings {
+    /// Where it lives.
+    pub(crate) place: BufferPlace,
+    /// A file is opened with `O_DIRECT`.
+    pub(crate) direct: bool,
+    /// How much it holds.
+    pub(crate) size: Size,
+    /// Unit of what is kept.
+    pub(crate) granule: Size,
+    /// What happens when it is full.
+    pub(crate) when_full: WhenFull,
+    /// How long a write is held at most.
+    pub(crate) stall_max: Span,
+}
+
+impl BufferSettings {
+    /// Checks what single values cannot show by themselves.
+    ///
+    /// # Errors
+    /// What is wrong, and what to do.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let granule = self.granule;
+        if !granule.0.is_power_of_two() || !(GRANULE_BYTES_MIN..=GRANULE_BYTES_MAX).contains(&granule.0) {
+            return Err(format!("granule {granule} is no power of two between 512 and 256K: take 4K"));
+        }
+        let least = Size(granule.0.saturating_mul(BUFFER_GRANULES_MIN));
+        if self.size < least {
+            return Err(format!(
+                "buffer of {} is too small for granules of {granule}: give it {least} or more",
+                self.size
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Checks what one bit of a dirty bitmap shall stand for.
+///
+/// # Errors
+/// What is wrong, and what to do.
+pub(crate) fn check_dirty_granule(granule: Size) -> Result<(), String> {
+    if !granule.0.is_power_of_two() || !(GRANULE_BYTES_MIN..=DIRTY_GRANULE_BYTES_MAX).contains(&granule.0) {
+        return Err(format!("dirty granule {granule} is no power of two between 512 and 2G: take 64K"));
+    }
+    Ok(())
+}
+
 impl SecondarySpec {
+    /// Its disk buffer.
+    pub(crate) fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings {
+            place: self.buffer.clone(),
+            direct: self.direct,
+            size: self.buffer_size,
+            granule: self.granule,
+            when_full: self.when_full,
+            stall_max: self.stall_max,
+        }
+    }
+
     /// The name of the guest view.
     pub(crate) fn guest_export(&self) -> &str {
         self.guest_export.as_deref().unwrap_or(&self.export)
@@ -222,10 +292,7 @@ impl PrimarySpec {
         if self.replicas.len() > REPLICAS_MAX {
             return Err(format!("{} replicas are too many: at most {REPLICAS_MAX}", self.replicas.len()));
         }
-        let granule = self.dirty_granule;
-        if !granule.0.is_power_of_two() || granule.0 < GRANULE_BYTES_MIN {
-            return Err(format!("dirty granule {granule} is no power of two from 512 on: take 64K"));
-        }
+        check_dirty_granule(self.dirty_granule)?;
         let mut names = BTreeSet::new();
         for replica in &self.replicas {
             check_name("replica", &replica.name)?;
@@ -241,18 +308,7 @@ impl SecondarySpec {
     fn check(&self) -> Result<(), String> {
         check_name("export", &self.export)?;
         check_name("guest export", self.guest_export())?;
-        let granule = self.granule;
-        if !granule.0.is_power_of_two() || !(GRANULE_BYTES_MIN..=GRANULE_BYTES_MAX).contains(&granule.0) {
-            return Err(format!("granule {granule} is no power of two between 512 and 256K: take 4K"));
-        }
-        let least = Size(granule.0.saturating_mul(BUFFER_GRANULES_MIN));
-        if self.buffer_size < least {
-            return Err(format!(
-                "buffer of {} is too small for granules of {granule}: give it {least} or more",
-                self.buffer_size
-            ));
-        }
-        Ok(())
+        self.buffer_settings().check()
     }
 }
 
@@ -262,9 +318,6 @@ impl DaemonSpec {
     /// # Errors
     /// One line: what is wrong, where, and what to do.
     pub(crate) fn check(&self) -> Result<(), String> {
-        if self.volumes.is_empty() {
-            return Err("no volume: describe at least one primary or secondary".into());
-        }
         if !self.allow_remote_control && !self.control.is_local() {
             return Err(format!(
                 "control address {} can be reached from other machines, and whoever reaches it commands the \
@@ -290,7 +343,7 @@ impl DaemonSpec {
             ));
         }
         let has_primary = self.volumes.iter().any(|volume| matches!(volume, VolumeSpec::Primary(_)));
-        if self.checkpoint_every.is_some() && !has_primary {
+        if self.checkpoint_every.is_some() && !has_primary && !self.volumes.is_empty() {
             return Err("checkpoint-every is for primaries, and there is none: leave it out".into());
         }
         self.check_volumes()

@@ -324,6 +324,12 @@ impl NbdDisk {
         }
     }
 
+    /// What its descriptor is registered under.
+    #[must_use]
+    pub const fn token(&self) -> u32 {
+        self.token
+    }
+
     /// Whether there is neither a connection nor an attempt at one, and will be none.
     #[must_use]
     pub const fn is_closed(&self) -> bool {

@@ -9,6 +9,7 @@
 //! | [`secondary`] | inputs in any order | the view, order and answers, against arrays of bytes |
 //! | [`primary`] | inputs in any order | the twins differ only where it is marked |
 //! | [`coordinator`] | inputs in any order | no commit before all have prepared; barriers are released |
+//! | [`nodes`] | managers' commands on nodes | each is taken or refused whole; the graph's invariants |
 //! | [`config`] | a file, an address, a URI | refused in one line or taken; what is written reads back as the same |
 //!
 //! An input that is more than bytes implements [`arbitrary::Arbitrary`] by hand: one byte for each choice, so that a
@@ -22,6 +23,7 @@ pub mod coordinator;
 mod disk;
 pub mod json;
 mod known;
+pub mod nodes;
 pub mod parsers;
 pub mod primary;
 mod requests;

@@ -35,12 +35,11 @@ impl Daemon {
         if self.commits.iter().filter(|held| held.is_of(manager)).count() < usize::from(together) {
             return;
         }
-        let mine = self.commits.iter().filter(|held| held.is_of(manager));
-        let machines = mine.filter_map(|held| Some((self.volumes[held.volume].standby()?, held.wanted)));
-        let checked = node::check_commits(machines);
-        let refusing = checked.err().map(|(place, refused)| {
-            let mut mine = self.commits.iter().filter(|held| held.is_of(manager));
-            (mine.nth(place).map_or(volume, |held| held.volume), refused)
+        let mut mine = self.commits.iter().filter(|held| held.is_of(manager));
+        let refusing = mine.find_map(|held| {
+            let checked =
+                self.volumes[held.volume].standby(|machine| node::check_commits([(machine, held.wanted)]));
+            checked.and_then(Result::err).map(|(_, refused)| (held.volume, refused))
         });
         if let Some((volume, refused)) = refusing {
             return self.refuse_commits(manager, volume, refused);
