@@ -66,3 +66,22 @@ fn fields_run_out_without_taking_anything() {
     assert_eq!(fields.u16(), None);
     assert_eq!(fields.0, [9]);
 }
+
+/// Both sides of this project share the numbers, so that only a peer would notice a wrong one.
+#[test]
+fn numbers_are_those_of_the_protocol() {
+    let refusals = [
+        option_reply::ERR_UNSUP,
+        option_reply::ERR_POLICY,
+        option_reply::ERR_INVALID,
+        option_reply::ERR_TLS_REQD,
+        option_reply::ERR_UNKNOWN,
+        option_reply::ERR_SHUTDOWN,
+        option_reply::ERR_BLOCK_SIZE_REQD,
+        option_reply::ERR_TOO_BIG,
+    ];
+    assert_eq!(refusals, [1, 2, 3, 5, 6, 7, 8, 9].map(|number| 0x8000_0000 + number));
+    assert_eq!((option_reply::ERROR_BIT, chunk::ERROR_BIT), (0x8000_0000, 0x8000));
+    assert_eq!((chunk::ERROR, chunk::ERROR_OFFSET), (0x8001, 0x8002));
+    assert_eq!((DEFAULT_PAYLOAD_MAX, BLOCK_MIN_MAX), (33_554_432, 65_536));
+}
