@@ -3,7 +3,7 @@
 use twinblock_core::secondary::{Command, Input, Port};
 use twinblock_core::{CommandId, Identity, Refused, Stage};
 
-use super::{Act, Client, Prepared, State};
+use super::{Act, Client, Flying, Prepared, State};
 
 /// An operation that was taken and not answered.
 #[derive(Clone, Copy, Debug, Hash)]
@@ -184,7 +184,14 @@ impl State<'_> {
             .iter()
             .any(|flying| flying.client == Client::Primary && flying.request.op.is_modification());
         assert!(!is_left || self.machine.held() != 0, "prepared with a write neither finished nor held");
-        self.around.model.prepared = Prepared::Yes;
+        // Another primary's write that waited for the prepare may take a free claim now.
+        let is_rivals = |flying: &Flying| {
+            flying.client.port() == Port::Replication
+                && flying.client.identity() != Client::Primary.identity()
+                && flying.request.op.is_modification()
+        };
+        let may_be_undone = self.around.flying.iter().any(is_rivals);
+        self.around.model.prepared = if may_be_undone { Prepared::Maybe } else { Prepared::Yes };
     }
 
     /// An epoch has ended: nothing of it is in flight, no request is half in it, and what came before the operation
