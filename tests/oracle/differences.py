@@ -30,7 +30,7 @@ class Situation:
         self.is_stopped = False
         # The primary was started again after a stop.
         self.is_restarted = False
-        # The primary's guest has written what was not forwarded.
+        # The primary's guest has written what was not forwarded, or has learned by a flush that the secondary took over.
         self.is_behind = False
 
     def is_forwarding(self):
@@ -43,6 +43,8 @@ class Situation:
         if step.kind == "settle" and self.stages[SECONDARY] == FAILOVER:
             self.stages[SECONDARY] = DONE
         elif step.is_modification() and step.port == PRIMARY and not self.is_forwarding():
+            self.is_behind = True
+        elif is_on(step, PRIMARY, "flush") and self.stages[PRIMARY] == RUNNING and not self.is_forwarding():
             self.is_behind = True
         elif step.kind == "start":
             if self.stages[step.port] == NONE:
