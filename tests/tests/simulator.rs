@@ -32,7 +32,7 @@ fn nothing_that_was_answered_is_lost_and_nobody_sees_anything_but_a_checkpoint()
     let mut verdict = coverage.verdict();
     // What is met once or twice in so many seeds is not met in some ranges of them.
     while count >= SEEDS_WHOLE && !verdict.empty.is_empty() && ran < count * EMPTY_MAX {
-        println!("{} cells are empty after {ran} seeds", verdict.empty.len());
+        println!("{} cells are empty after {ran} seeds: {}", verdict.empty.len(), verdict.empty.join(", "));
         coverage.merge(&run(ran, count / 4));
         ran += count / 4;
         verdict = coverage.verdict();
