@@ -326,11 +326,10 @@ impl World<'_> {
                 assert!(prepared == epoch || prepared == u64::MAX, "another epoch than was prepared");
                 part.told = true;
                 let node = part.node;
-                let others = self.members.iter().flatten().filter(|part| part.node == node);
-                let (out, taking_part): (Vec<_>, Vec<_>) =
-                    others.filter(|part| part.was_asked).partition(|part| part.is_out);
-                assert!(out.is_empty(), "C4: a part of a node commits");
-                assert_eq!(usize::from(together), taking_part.len());
+                let of_it = self.members.iter().flatten().filter(|part| part.node == node && part.was_asked);
+                let (asked, out) = (of_it.clone().count(), of_it.filter(|part| part.is_out).count());
+                assert_eq!(out, 0, "C4: a part of a node commits");
+                assert_eq!(usize::from(together), asked);
                 self.ask(member, Question::Commit(epoch));
             }
             Output::LeftOut(member) => {
