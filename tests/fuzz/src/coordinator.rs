@@ -236,7 +236,7 @@ impl World<'_> {
             Ok(MemberIndex(index)) => {
                 let place = &mut self.members[usize::from(index)];
                 assert!(place.is_none(), "a place twice");
-                *place = Some(Part { is_out: true, node, ..Part::default() });
+                *place = Some(Part { node, ..Part::default() });
             }
             Err(refused) => {
                 assert!(refused == Refused::NoRoom && self.members.iter().all(Option::is_some));
