@@ -94,13 +94,15 @@ impl<'m> Output<'m> {
     /// Queues header bytes; the caller has made sure of room for them and one entry.
     pub(super) fn push_bytes(&mut self, bytes: &[u8]) {
         debug_assert!(self.has_room(bytes.len(), 0), "room was checked");
-        let capacity = self.ring.len().max(1);
-        for byte in bytes {
-            if let Some(place) = self.ring.get_mut((self.ring_start + self.ring_length) % capacity) {
-                *place = *byte;
-                self.ring_length += 1;
-            }
+        let end = (self.ring_start + self.ring_length) % self.ring.len().max(1);
+        let (before_wrap, after_wrap) = bytes.split_at(bytes.len().min(self.ring.len() - end));
+        if let Some(place) = self.ring.get_mut(end..end + before_wrap.len()) {
+            place.copy_from_slice(before_wrap);
         }
+        if let Some(place) = self.ring.get_mut(..after_wrap.len()) {
+            place.copy_from_slice(after_wrap);
+        }
+        self.ring_length += bytes.len();
         let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         let last = self.entry_index(self.entry_count.saturating_sub(1));
         match self.entries.get_mut(last) {

@@ -364,7 +364,7 @@ impl<'m> Session<'m> {
         self.event.take()
     }
 
-    /// The next completion, or `None` if there is none now. Visits each slot at most.
+    /// The next completion, or `None` if there is none now.
     pub fn poll(&mut self) -> Option<Completion> {
         self.transfers.poll()
     }

@@ -1,4 +1,8 @@
 //! Transfers in flight, and the requests that are made of them.
+//!
+//! # Invariants
+//! * T1: a slot is in exactly one list if it is free, waits to be sent or has ended, unless a payload of it is still in
+//!   the output; in none otherwise.
 
 use super::{ServerInfo, Session, State};
 use crate::block::{Action, Completion, QueueFull, Tag, Transfer};
@@ -61,6 +65,9 @@ impl Parts {
     }
 }
 
+/// No slot.
+const NONE: u16 = u16::MAX;
+
 /// Where a transfer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -104,6 +111,8 @@ pub struct TransferSlot {
     /// What the chunks so far have brought.
     failure: Option<Errno>,
     status: Option<(bool, u64)>,
+    /// The next of the list that it is in.
+    next: u16,
 }
 
 impl TransferSlot {
@@ -123,12 +132,8 @@ impl TransferSlot {
         parts: Parts::NONE,
         failure: None,
         status: None,
+        next: NONE,
     };
-
-    /// Whether its next request can be made: one payload of it at a time is in the output.
-    fn is_sendable(&self) -> bool {
-        self.stage == Stage::Queued && !self.is_payload_out
-    }
 
     const fn is_fua(&self) -> bool {
         matches!(self.action, Action::Write { fua: true, .. } | Action::WriteZeroes { fua: true, .. })
@@ -147,46 +152,88 @@ pub(super) struct Sent<'a> {
     pub(super) status: &'a mut Option<(bool, u64)>,
 }
 
+/// Slots in the order in which they came; the links are in the slots.
+#[derive(Clone, Copy, Debug)]
+struct List {
+    first: u16,
+    last: u16,
+}
+
+impl List {
+    const EMPTY: Self = Self { first: NONE, last: NONE };
+
+    fn push(&mut self, slots: &mut [TransferSlot], index: u16) {
+        let Some(slot) = slots.get_mut(usize::from(index)) else { return };
+        slot.next = NONE;
+        match slots.get_mut(usize::from(self.last)) {
+            Some(last) => last.next = index,
+            None => self.first = index,
+        }
+        self.last = index;
+    }
+
+    fn pop(&mut self, slots: &[TransferSlot]) -> Option<u16> {
+        let index = self.first;
+        self.first = slots.get(usize::from(index))?.next;
+        if self.first == NONE {
+            self.last = NONE;
+        }
+        Some(index)
+    }
+}
+
 /// The transfers.
 #[derive(Debug)]
 pub(super) struct Transfers<'m> {
     slots: &'m mut [TransferSlot],
     count: usize,
-    queued: usize,
-    ended: usize,
-    /// Where each search starts.
-    next: usize,
+    /// How many have ended and were not polled, in the list or not.
+    ended_count: usize,
+    free: List,
+    /// Whose next request can be made: one payload of each is in the output at a time.
+    sendable: List,
+    /// Whose completion can be polled: the payload of none of them is looked at any more.
+    ended: List,
 }
 
 impl<'m> Transfers<'m> {
     pub(super) fn new(slots: &'m mut [TransferSlot]) -> Self {
         slots.fill(TransferSlot::EMPTY);
-        Self { slots, count: 0, queued: 0, ended: 0, next: 0 }
+        let usable = slots.len().min(usize::from(NONE));
+        let slots = slots.get_mut(..usable).unwrap_or_default();
+        let mut free = List::EMPTY;
+        (0..usable as u16).for_each(|index| free.push(slots, index));
+        Self { slots, count: 0, ended_count: 0, free, sendable: List::EMPTY, ended: List::EMPTY }
     }
 
     pub(super) const fn count(&self) -> usize {
         self.count
     }
 
-    fn find(&self, is_it: impl Fn(&TransferSlot) -> bool) -> Option<usize> {
-        let capacity = self.slots.len().min(usize::from(u16::MAX));
-        let mut indices = (self.next..capacity).chain(0..self.next.min(capacity));
-        indices.find(|index| self.slots.get(*index).is_some_and(&is_it))
+    /// Puts a slot into the list of its stage (T1).
+    fn file(&mut self, index: u16) {
+        let Some(slot) = self.slots.get(usize::from(index)).filter(|slot| !slot.is_payload_out) else {
+            return;
+        };
+        let list = match slot.stage {
+            Stage::Free => &mut self.free,
+            Stage::Queued => &mut self.sendable,
+            Stage::Sent => return,
+            Stage::Ended(_) => &mut self.ended,
+        };
+        list.push(self.slots, index);
     }
 
     fn open(&mut self, transfer: Transfer, submitted: Micros, ended: Option<Result<Outcome, Errno>>) -> bool {
-        let index = self.find(|slot| slot.stage == Stage::Free);
-        let Some(slot) = index.and_then(|index| self.slots.get_mut(index)) else { return false };
+        let Some(index) = self.free.pop(self.slots) else { return false };
+        let Some(slot) = self.slots.get_mut(usize::from(index)) else { return false };
         let Transfer { tag, action, extent } = transfer;
         let stage = ended.map_or(Stage::Queued, Stage::Ended);
         let generation = slot.generation;
         *slot = TransferSlot { stage, tag, action, extent, submitted, generation, ..TransferSlot::EMPTY };
-        self.next = index.map_or(0, |index| index + 1);
         self.count += 1;
-        match stage {
-            Stage::Queued => self.queued += 1,
-            _ => self.ended += 1,
-        }
+        self.ended_count += usize::from(ended.is_some());
+        self.file(index);
         true
     }
 
@@ -196,33 +243,40 @@ impl<'m> Transfers<'m> {
     }
 
     pub(super) fn poll(&mut self) -> Option<Completion> {
-        if self.ended == 0 {
-            return None;
-        }
-        let index = self.find(|slot| matches!(slot.stage, Stage::Ended(_)) && !slot.is_payload_out)?;
-        let slot = self.slots.get_mut(index)?;
+        let index = self.ended.pop(self.slots)?;
+        let slot = self.slots.get_mut(usize::from(index))?;
         let Stage::Ended(result) = slot.stage else { return None };
         slot.stage = Stage::Free;
-        self.ended -= 1;
+        let tag = slot.tag;
+        self.ended_count -= 1;
         self.count -= 1;
-        Some(Completion { tag: slot.tag, result })
+        self.file(index);
+        Some(Completion { tag, result })
     }
 
     pub(super) fn payload_sent(&mut self, index: u16) {
-        if let Some(slot) = self.slots.get_mut(usize::from(index)) {
-            slot.is_payload_out = false;
+        if let Some(slot) = self.slots.get_mut(usize::from(index))
+            && core::mem::replace(&mut slot.is_payload_out, false)
+        {
+            self.file(index);
         }
     }
 
+    /// What has not ended does so now, and no payload is in the output any more.
     pub(super) fn fail_all(&mut self, errno: Errno) {
-        for slot in self.slots.iter_mut() {
-            slot.is_payload_out = false;
-            if matches!(slot.stage, Stage::Queued | Stage::Sent) {
+        self.sendable = List::EMPTY;
+        for index in 0..self.slots.len() as u16 {
+            let Some(slot) = self.slots.get_mut(usize::from(index)) else { return };
+            let was_out = core::mem::replace(&mut slot.is_payload_out, false);
+            let is_ending = matches!(slot.stage, Stage::Queued | Stage::Sent);
+            if is_ending {
                 slot.stage = Stage::Ended(Err(errno));
-                self.ended += 1;
+                self.ended_count += 1;
+            }
+            if is_ending || was_out {
+                self.file(index);
             }
         }
-        self.queued = 0;
     }
 
     /// The request of that cookie, if it is with the server.
@@ -271,10 +325,8 @@ impl<'m> Transfers<'m> {
                 }
             }
         };
-        match slot.stage {
-            Stage::Queued => self.queued += 1,
-            _ => self.ended += 1,
-        }
+        self.ended_count += usize::from(slot.stage != Stage::Queued);
+        self.file(index);
     }
 }
 
@@ -304,12 +356,12 @@ impl Session<'_> {
     /// Makes requests of transfers that wait, while there is room.
     pub(super) fn pump(&mut self) {
         let Some(info) = self.info.filter(|_| !self.is_closed()) else { return };
-        while self.transfers.queued != 0 && self.output.has_room(REQUEST_BYTES, 2) {
-            let Some(index) = self.transfers.find(TransferSlot::is_sendable) else { return };
-            self.transfers.next = index + 1;
+        while self.output.has_room(REQUEST_BYTES, 2)
+            && let Some(index) = self.transfers.sendable.pop(self.transfers.slots)
+        {
             self.send(&info, index);
         }
-        let is_idle = self.transfers.count == self.transfers.ended;
+        let is_idle = self.transfers.count == self.transfers.ended_count;
         if self.is_leaving && is_idle && self.output.has_room(REQUEST_BYTES, 1) {
             let (flags, command) = (CommandFlags::empty(), command::DISC);
             let header = RequestHeader { flags, command, cookie: 0, offset: 0, length: 0 };
@@ -319,10 +371,8 @@ impl Session<'_> {
     }
 
     /// Sends the next request of a transfer.
-    fn send(&mut self, info: &ServerInfo, index: usize) {
-        let Ok(owner) = u16::try_from(index) else { return };
-        let Some(slot) = self.transfers.slots.get_mut(index) else { return };
-        self.transfers.queued -= 1;
+    fn send(&mut self, info: &ServerInfo, owner: u16) {
+        let Some(slot) = self.transfers.slots.get_mut(usize::from(owner)) else { return };
         slot.stage = Stage::Sent;
         slot.generation = slot.generation.wrapping_add(1);
         slot.parts = Parts::NONE;
