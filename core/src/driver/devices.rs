@@ -104,13 +104,13 @@ where
         if let Some(lost) = self.lost.take() {
             return Some(lost);
         }
-        if let Some(completion) = self.disk.poll(memory) {
-            return Some((Device::Disk, completion));
+        // Links first: one that sends when it is polled lets its replica begin before this disk does.
+        for (index, replica) in self.replicas.links().iter_mut().enumerate() {
+            if let Some(completion) = replica.poll(memory) {
+                return Some((Device::Replica(index as u8), completion));
+            }
         }
-        let mut replicas = self.replicas.links().iter_mut().enumerate();
-        replicas.find_map(|(index, replica)| {
-            let completion = replica.poll(memory)?;
-            Some((Device::Replica(index as u8), completion))
-        })
+        let completion = self.disk.poll(memory)?;
+        Some((Device::Disk, completion))
     }
 }

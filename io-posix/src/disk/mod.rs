@@ -4,8 +4,13 @@
 //! to the helper threads, so that one slow flush freezes nobody. On file systems that are memory everything short is
 //! done in the loop.
 //!
+//! Nothing is begun before the disk is polled: what a machine asks of other devices in the same turn, the legs to its
+//! replicas above all, is then on its way while this disk works.
+//!
 //! # Invariants
-//! * D1: transfers at the helpers and completions not yet polled together are at most the queue's capacity.
+//! * D1: transfers not yet begun, those at the helpers and completions not yet polled together are at most the queue's
+//!   capacity.
+//! * D3: transfers begin in the order in which they were submitted.
 //! * D2: after a flush has failed, none succeeds: the system forgets which data it could not write.
 
 mod file;
@@ -65,8 +70,8 @@ pub struct Disk {
     is_dense: bool,
     reads_now: bool,
     writes_now: bool,
-    /// Completions of what was done in the loop.
-    done: VecDeque<Completion>,
+    /// Transfers that were not begun, in order.
+    waiting: VecDeque<Transfer>,
     /// What helpers have finished, taken over in one go.
     returned: VecDeque<Done>,
     /// Transfers at the helpers or in `returned`.
@@ -212,7 +217,7 @@ impl Disk {
             is_dense: opened.is_dense,
             reads_now: !options.direct,
             writes_now: !options.direct,
-            done: VecDeque::with_capacity(capacity),
+            waiting: VecDeque::with_capacity(capacity),
             returned: VecDeque::with_capacity(capacity),
             helped_count: 0,
             // An earlier user may have left something in the cache.
@@ -231,7 +236,7 @@ impl Disk {
     /// How many transfers have not been polled yet.
     #[must_use]
     pub fn in_flight_count(&self) -> usize {
-        self.helped_count + self.done.len()
+        self.helped_count + self.waiting.len()
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
@@ -335,6 +340,27 @@ impl Disk {
         Tried::Waits(Work::Flush)
     }
 
+    /// Begins what waits, up to the first transfer that ends at once. Stops where the helpers take no more: one of them
+    /// tells when it has finished something.
+    fn begin_waiting(&mut self, memory: &mut HostPool) -> Option<Completion> {
+        while let Some(transfer) = self.waiting.front().copied() {
+            let tag = transfer.tag;
+            let ended = match self.try_now(&transfer, memory) {
+                Tried::Ended(result) => Some(result),
+                Tried::Waits(_) if !memory.can_lend() => return None,
+                Tried::Waits(work) => match self.hand_over(tag, work, memory) {
+                    Ok(handed) => handed.err().map(Err),
+                    Err(QueueFull) => return None,
+                },
+            };
+            self.waiting.pop_front();
+            if let Some(result) = ended {
+                return Some(Completion { tag, result });
+            }
+        }
+        None
+    }
+
     fn hand_over(
         &mut self,
         tag: Tag,
@@ -403,23 +429,16 @@ impl BlockDevice<HostPool> for Disk {
         self.geometry
     }
 
-    fn submit(&mut self, transfer: Transfer, memory: &mut HostPool) -> Result<(), QueueFull> {
-        if self.in_flight_count() >= self.capacity || !memory.can_lend() {
+    fn submit(&mut self, transfer: Transfer, _memory: &mut HostPool) -> Result<(), QueueFull> {
+        if self.in_flight_count() >= self.capacity {
             return Err(QueueFull);
         }
-        let tag = transfer.tag;
-        let result = match self.try_now(&transfer, memory) {
-            Tried::Ended(result) => Some(result),
-            Tried::Waits(work) => self.hand_over(tag, work, memory)?.err().map(Err),
-        };
-        if let Some(result) = result {
-            self.done.push_back(Completion { tag, result });
-        }
+        self.waiting.push_back(transfer);
         Ok(())
     }
 
     fn poll(&mut self, memory: &mut HostPool) -> Option<Completion> {
-        if let Some(completion) = self.done.pop_front() {
+        if let Some(completion) = self.begin_waiting(memory) {
             return Some(completion);
         }
         if self.returned.is_empty() && self.shared.finished_count.load(Ordering::Acquire) != 0 {

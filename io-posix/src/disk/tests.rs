@@ -261,6 +261,25 @@ fn a_full_queue_refuses_until_it_is_polled() {
 }
 
 #[test]
+fn nothing_begins_before_the_disk_is_polled() {
+    for folder in folders() {
+        let mut bench = Bench::sparse(&folder);
+        let file = folder.path().join("disk");
+        for entry in 0..4u16 {
+            bench.pool.bytes(data(entry, 512)).unwrap().fill(entry as u8 + 1);
+            let write = Action::Write { data: data(entry, 512), fua: false };
+            bench.submit(entry, write, u64::from(entry) * 512, 512).unwrap();
+        }
+        assert_eq!(fs::read(&file).unwrap()[..2048], [0; 2048]);
+        assert_eq!(bench.disk.in_flight_count(), 4);
+        (0..4).for_each(|_| assert_eq!(bench.completion().result, Ok(Outcome::Done)));
+        assert_eq!(bench.disk.in_flight_count(), 0);
+        let written: Vec<u8> = (1..5).flat_map(|byte| [byte; 512]).collect();
+        assert_eq!(fs::read(&file).unwrap()[..2048], written);
+    }
+}
+
+#[test]
 fn a_clean_disk_is_flushed_without_waiting_and_a_written_one_is_not() {
     let folder = folders().swap_remove(0);
     let mut bench = Bench::sparse(&folder);
@@ -271,6 +290,7 @@ fn a_clean_disk_is_flushed_without_waiting_and_a_written_one_is_not() {
     bench.submit(1, Action::Flush, 0, 0).unwrap();
     // The second one may not be answered before the first has ended.
     bench.submit(2, Action::Flush, 0, 0).unwrap();
+    assert_eq!(bench.disk.begin_waiting(&mut bench.pool), None);
     assert_eq!(bench.disk.flushing_count, 2);
     bench.completion();
     bench.completion();
@@ -360,6 +380,7 @@ fn work_given_to_the_helpers_is_finished_before_they_end_and_later_work_fails() 
         let extent = Extent { offset: u64::from(entry) * 4096, length: 4096 };
         disk.submit(Transfer { tag: Tag { entry, generation: 0 }, action, extent }, &mut pool).unwrap();
     }
+    assert_eq!(disk.begin_waiting(&mut pool), None);
     drop(workers);
     let completed = std::iter::from_fn(|| disk.poll(&mut pool)).filter(|done| done.result.is_ok()).count();
     assert_eq!(completed, 20);

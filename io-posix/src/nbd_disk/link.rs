@@ -243,6 +243,14 @@ impl NbdDisk {
         Ok(())
     }
 
+    /// Sends what was submitted since the disk was polled last, all of it together. That the connection has failed is
+    /// found out by [`NbdDisk::service`], which meets the same error.
+    pub(super) fn send_now(&mut self, memory: &HostPool) {
+        if self.is_up() && self.has_unsent() {
+            let _ = self.send(memory);
+        }
+    }
+
     fn come_up(&mut self, geometry: Geometry) -> Result<(), String> {
         let Some(peer) = &mut self.peer else { return Ok(()) };
         let first = *peer.first.get_or_insert(geometry);

@@ -172,8 +172,7 @@ pub enum LinkEvent {
 /// An export of an NBD server as a disk.
 ///
 /// What the embedder does: after each wait pass on what the poller found ([`Self::ready`]); once in each turn of the
-/// loop, after the machines have run and before the next wait, call [`Self::service`], so that all that was submitted
-/// leaves together; take [`Self::poll_event`] and, of the machines, the completions; wait no longer than
+/// loop, after the machines have run and before the next wait, call [`Self::service`]; take [`Self::poll_event`] and, of the machines, the completions; wait no longer than
 /// [`Self::next_deadline`].
 #[derive(Debug)]
 pub struct NbdDisk {
@@ -442,7 +441,8 @@ impl BlockDevice<HostPool> for NbdDisk {
         Ok(())
     }
 
-    fn poll(&mut self, _memory: &mut HostPool) -> Option<Completion> {
+    fn poll(&mut self, memory: &mut HostPool) -> Option<Completion> {
+        self.send_now(memory);
         if self.done.is_empty()
             && let Some(completion) = self.session.poll()
         {

@@ -255,6 +255,21 @@ fn many_requests_are_in_flight_and_each_completes_once() {
 }
 
 #[test]
+fn what_was_submitted_leaves_when_the_disk_is_polled() {
+    let folder = TempDir::new().unwrap();
+    let Some(server) = Server::file(&folder, SIZE) else { return };
+    let mut bench = Bench::connected(&server.uri(), replica());
+    for entry in 0..8 {
+        let data = Data { buffer: BufferIndex(entry), offset: 0, length: 512 };
+        bench.submit(entry, Action::Write { data, fua: false }, u64::from(entry) * 512, 512);
+    }
+    assert!(bench.disk.has_unsent());
+    assert_eq!(bench.disk.poll(&mut bench.pool), None);
+    assert!(!bench.disk.has_unsent());
+    (0..8).for_each(|_| assert_eq!(bench.completion().result, Ok(Outcome::Done)));
+}
+
+#[test]
 fn a_replica_fails_at_once_without_its_server_and_comes_back() {
     let folder = tempfile::tempdir().unwrap();
     let Some(server) = Server::file(&folder, SIZE) else { return };
