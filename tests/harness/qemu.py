@@ -7,15 +7,22 @@ import time
 
 from .process import Process, output_of
 from .qmp import Qmp, QmpError, Replicating
-from .twinblock import EXPORT, GUEST_EXPORT
+from .twinblock import EXPORT, GUEST_EXPORT, free_port
+
+
+def socket_address(address):
+    """As QEMU has it: a path, or a host and a port."""
+    if isinstance(address, tuple):
+        return {"type": "inet", "host": address[0], "port": str(address[1])}
+    return {"type": "unix", "path": str(address)}
 
 
 class QemuProcess:
     """One process with an NBD server and no block nodes yet."""
 
-    def __init__(self, directory, name, binary="qemu-system-x86_64"):
+    def __init__(self, directory, name, binary="qemu-system-x86_64", tcp=False):
         self.directory = pathlib.Path(directory)
-        self.socket = self.directory / f"{name}.nbd"
+        self.socket = ("127.0.0.1", free_port()) if tcp else self.directory / f"{name}.nbd"
         control = self.directory / f"{name}.qmp"
         self.process = Process([binary, "-machine", "none", "-nodefaults", "-display", "none",
                                 "-qmp", f"unix:{control},server=on,wait=off"], self.directory / f"{name}.log")
@@ -27,7 +34,8 @@ class QemuProcess:
             raise
 
     def serve(self, socket):
-        self.qmp.call("nbd-server-start", addr={"type": "unix", "data": {"path": str(socket)}})
+        address = socket_address(socket)
+        self.qmp.call("nbd-server-start", addr={"type": address.pop("type"), "data": address})
 
     def add(self, name, driver, **options):
         """A block node."""
@@ -61,6 +69,8 @@ class QemuProcess:
                 time.sleep(0.005)
 
     def uri(self, export):
+        if isinstance(self.socket, tuple):
+            return f"nbd://{self.socket[0]}:{self.socket[1]}/{export}"
         return f"nbd+unix:///{export}?socket={self.socket}"
 
     def kill(self):
@@ -105,8 +115,7 @@ class QemuSecondary(Replicating):
 
 
 class QemuPrimary(Replicating):
-    """A quorum over the raw disk and the replication driver, which sends to an NBD server at the unix socket
-    `replica_socket`."""
+    """A quorum over the raw disk and the replication driver, which sends to an NBD server at `replica_socket`."""
 
     def __init__(self, process, disk, replica_socket, attached=True, **nbd_options):
         self.process = process.process
@@ -114,7 +123,7 @@ class QemuPrimary(Replicating):
         self._qemu = process
         process.add_raw("local", disk)
         process.add("mirror", "quorum", vote_threshold=1, read_pattern="fifo", children=["local"])
-        self._replica = {"driver": "nbd", "export": EXPORT, "server": {"type": "unix", "path": str(replica_socket)},
+        self._replica = {"driver": "nbd", "export": EXPORT, "server": socket_address(replica_socket),
                          **nbd_options}
         if attached:
             self.attach()
@@ -148,11 +157,12 @@ class QemuPair:
 
     name = "qemu"
 
-    def __init__(self, directory, size_bytes, binary="qemu-system-x86_64", replica_socket=None):
+    def __init__(self, directory, size_bytes, binary="qemu-system-x86_64", replica_socket=None, tcp=False):
         self.directory = pathlib.Path(directory)
         self.size_bytes = size_bytes
         self._binary = binary
         self._replica_socket = replica_socket
+        self._tcp = tcp
         self.primary_disk = self.directory / "primary.raw"
         self.secondary_disk = self.directory / "secondary.raw"
         self.processes = []
@@ -173,7 +183,7 @@ class QemuPair:
 
     def launch(self):
         for name in ("secondary", "primary"):
-            self.processes.append(QemuProcess(self.directory, name, self._binary))
+            self.processes.append(QemuProcess(self.directory, name, self._binary, self._tcp))
 
     def build(self):
         """The nodes of a pair that does not replicate yet."""
