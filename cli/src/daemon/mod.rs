@@ -63,6 +63,10 @@ use volume::Volume;
 /// much is left. Fast disks can keep a commit going without a pause.
 const ROUNDS_MAX: usize = 8;
 const COMPLETIONS_MAX: u32 = 64;
+/// Completions of a machine that takes over in one turn, which has one round then. Its commit always has more to do, and
+/// its guest and its manager must not wait for it: 16 copies take less than 0.1 ms in granules of 4 KiB, and with 8 rounds
+/// of 64 the first answer to a guest took 4 ms.
+const TAKING_OVER_COMPLETIONS_MAX: u32 = 16;
 /// How long buffers are unused before their memory is given back.
 const REST: Micros = Micros::from_ms(1000);
 /// How long the end may take: requests that are held or wait for a dead device do not keep a daemon alive.
@@ -200,7 +204,7 @@ impl Daemon {
             if !has_worked {
                 has_worked = self.clients.finish(self.now, &mut self.pool, &mut self.poller);
             }
-            if !has_worked {
+            if !has_worked || self.volumes.iter().any(Volume::is_taking_over) {
                 break;
             }
         }
@@ -232,7 +236,9 @@ impl Daemon {
     /// Runs a machine, up to a bound. Whether it had anything to do.
     fn pump(&mut self, volume: usize) -> bool {
         let mut has_worked = false;
-        let mut budget = COMPLETIONS_MAX;
+        let is_taking_over = self.volumes[volume].is_taking_over();
+        let budget_max = if is_taking_over { TAKING_OVER_COMPLETIONS_MAX } else { COMPLETIONS_MAX };
+        let mut budget = budget_max;
         while let Some(emitted) = self.volumes[volume].poll(self.now, &mut self.pool, &mut budget) {
             has_worked = true;
             match emitted {
@@ -251,7 +257,7 @@ impl Daemon {
                 Emitted::Notice(Notice::Event(event)) => self.tell(volume, event),
             }
         }
-        self.volumes[volume].is_rested &= !has_worked && budget == COMPLETIONS_MAX;
+        self.volumes[volume].is_rested &= !has_worked && budget == budget_max;
         has_worked || budget == 0
     }
 

@@ -261,6 +261,11 @@ impl Volume {
         self.managed().stage()
     }
 
+    /// Whether it copies its buffer to its disk.
+    pub(super) fn is_taking_over(&self) -> bool {
+        self.standby(|machine| machine.stage()) == Some(Stage::Failover)
+    }
+
     pub(super) fn epoch(&self) -> u64 {
         match &self.machine {
             Machine::Primary(cell) => cell.with_dependent(|_, driver| driver.machine().epoch()),
