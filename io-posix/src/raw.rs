@@ -50,6 +50,12 @@ impl Mapping {
         Ok(Self { base, length })
     }
 
+    /// Asks the system for large pages. It may know none, and then all is as before.
+    pub(crate) fn prefer_large_pages(&mut self) {
+        // SAFETY: the range is the mapping, and the advice changes neither what its bytes are nor who may use them.
+        let _ = unsafe { madvise(self.base.as_ptr().cast::<c_void>(), self.length, Advice::LinuxHugepage) };
+    }
+
     /// All bytes. Only for mappings that are not an arena's (those are behind an `Arc`, which gives no `&mut`).
     pub(crate) const fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: the mapping is `length` bytes long, readable and writable, initialised by the kernel, and `&mut self`
