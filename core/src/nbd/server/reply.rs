@@ -89,11 +89,7 @@ impl Session<'_> {
         let Some(piece) = piece.filter(|_| connection == self.config.connection) else { return };
         self.in_flight = self.in_flight.saturating_sub(1);
         let (request, extent) = (piece.request, piece.extent);
-        let open = match self.state {
-            State::Closed => None,
-            _ => self.requests.get(request),
-        };
-        let Some(open) = open else { return self.drop_piece(index, pool) };
+        let Some(open) = self.requests.get(request) else { return self.drop_piece(index, pool) };
         let command = open.command;
         if command == Command::Read && reply.result.is_ok() && open.failure.is_none() {
             piece.stage = Stage::Answered;

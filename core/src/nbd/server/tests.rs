@@ -5,6 +5,7 @@ use crate::nbd::testing::{Server, Sizes};
 use crate::nbd::wire::{CHUNK_MAGIC, CommandFlags, Fields, SIMPLE_REPLY_MAGIC, option_reply};
 
 mod answers;
+mod crowded;
 mod hostile;
 mod options;
 mod transmission;

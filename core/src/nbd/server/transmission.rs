@@ -185,7 +185,7 @@ impl Session<'_> {
             return false;
         };
         open.outstanding += 1;
-        self.enter(State::Payload(Payload { piece: Some(piece), filled: 0, is_ready: false, ..payload }));
+        self.enter(State::Payload(Payload { piece: Some(piece), filled: 0, ..payload }));
         true
     }
 
@@ -234,7 +234,7 @@ impl Session<'_> {
             self.enter(State::Header(Gather::new()));
         } else {
             let next = extent.end();
-            let payload = Payload { next, piece: None, filled: 0, is_ready: false, ..payload };
+            let payload = Payload { next, piece: None, is_ready: false, ..payload };
             self.enter(State::Payload(payload));
             self.start_piece(payload, pool);
         }
@@ -268,10 +268,7 @@ impl Session<'_> {
         // Once a piece has failed only the last one follows, by which the machine sees the request end.
         let last = open.extent.end().saturating_sub(1) & !(u64::from(unit) - 1);
         let next = if open.failure.is_some() { next.max(last) } else { next };
-        let extent = match open.command {
-            Command::Flush => Extent::default(),
-            _ => piece_at(open.extent, next, unit),
-        };
+        let extent = piece_at(open.extent, next, unit);
         let fua = open.flags.contains(CommandFlags::FUA);
         let (op, data) = match open.command {
             Command::Read => {
@@ -281,7 +278,7 @@ impl Session<'_> {
             }
             Command::Flush => (Op::Flush, None),
             Command::Status => (Op::Status, None),
-            Command::Trim => (Op::WriteZeroes { may_unmap: true, fast: false, fua }, None),
+            // A trim has neither of these two flags.
             _ => {
                 let may_unmap = !open.flags.contains(CommandFlags::NO_HOLE);
                 (Op::WriteZeroes { may_unmap, fast: open.flags.contains(CommandFlags::FAST_ZERO), fua }, None)
@@ -294,7 +291,6 @@ impl Session<'_> {
         match open.command {
             // How many pieces a status takes shows only as they are answered: each stands for itself.
             Command::Status => (is_first, is_last) = (true, true),
-            Command::Flush => (open.is_issued, is_first, is_last) = (true, true, true),
             _ => open.is_issued = is_last,
         }
         let state = if open.is_issued {
