@@ -16,6 +16,7 @@ class Link:
         self.delay_s = 0.0
         self._open = threading.Event()
         self._open.set()
+        self._holds = threading.Event()
         self._is_up = True
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
@@ -32,7 +33,12 @@ class Link:
 
     def freeze(self):
         """Nothing gets through any more, and nobody is told."""
+        self._holds.clear()
         self._open.clear()
+
+    def is_holding(self):
+        """Whether something has come since it was frozen."""
+        return self._holds.is_set()
 
     def thaw(self):
         self._open.set()
@@ -80,6 +86,8 @@ class Link:
         try:
             while data := source.recv(self.CHUNK):
                 time.sleep(self.delay_s)
+                if not self._open.is_set():
+                    self._holds.set()
                 self._open.wait()
                 sink.sendall(data)
         except OSError:

@@ -27,6 +27,14 @@ def directory_for_disks():
 class DiskTest(unittest.TestCase):
     """A directory of its own, gone after the test."""
 
+    def __init_subclass__(cls, **options):
+        """A test that has a method `fail` of its own, say, has assertions that cannot fail."""
+        super().__init_subclass__(**options)
+        hidden = {name for name in vars(cls) if hasattr(unittest.TestCase, name) and not name.startswith("__")}
+        hidden -= {"setUp", "tearDown", "setUpClass", "tearDownClass"}
+        if hidden:
+            raise TypeError(f"{cls.__name__} hides what unittest needs: {', '.join(sorted(hidden))}")
+
     def setUp(self):
         self.use_directory(directory_for_disks())
 

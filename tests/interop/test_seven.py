@@ -8,6 +8,8 @@ import random
 import subprocess
 import time
 
+import nbd
+
 from fixture import MIB, DiskTest
 from harness.link import Link
 from harness.qmp import QmpError
@@ -58,7 +60,7 @@ class Faulty(DiskTest):
     def trigger(self, disk, operation):
         return self.directory / f"{disk}-{operation}.fails"
 
-    def fail(self, disk, *operations):
+    def break_disk(self, disk, *operations):
         for operation in operations:
             self.trigger(disk, operation).touch()
 
@@ -101,7 +103,7 @@ class Faulty(DiskTest):
 
 class SevenFailures(Faulty):
     def test_1_an_error_of_the_primary_disk_is_the_managers_while_a_replica_takes_the_write(self):
-        self.fail("primary", "pwrite", "zero", "trim")
+        self.break_disk("primary", "pwrite", "zero", "trim")
         self.guest.pwrite(b"only there" * 1000, 1000)
         self.guest.flush()
         self.assert_told("primary", "primary_disk")
@@ -113,7 +115,7 @@ class SevenFailures(Faulty):
     def test_1_an_error_of_the_primary_disk_is_the_guests_if_no_replica_takes_the_write(self):
         self.link.cut()
         self.guest.pwrite(b"x", 0)
-        self.fail("primary", "pwrite", "zero", "trim")
+        self.break_disk("primary", "pwrite", "zero", "trim")
         self.assert_refused("EIO", self.guest.pwrite, b"nowhere" * 1000, 1000)
         self.assert_refused("EIO", self.guest.zero, 10_000, MIB)
         self.assert_told("primary", "primary_disk")
@@ -124,33 +126,72 @@ class SevenFailures(Faulty):
 
     def test_1_a_read_that_the_primary_disk_fails_is_answered_by_the_replica(self):
         self.guest.pwrite(b"since the checkpoint" * 100, 7000)
-        self.fail("primary", "pread")
+        self.break_disk("primary", "pread")
         self.assertEqual(self.guest.pread(2000, 7000), b"since the checkpoint" * 100)
         self.assert_told("primary", "primary_disk")
         self.link.cut()
         self.guest.pwrite(b"x", 0)
         self.assert_refused("EIO", self.guest.pread, 2000, 7000)
 
-    def test_2_what_cannot_be_forwarded_is_the_managers_and_leaves_the_guest_alone(self):
-        cases = {"write": lambda: self.guest.pwrite(b"w" * 5000, 300_000), "zero": lambda: self.guest.zero(5000, 0),
-                 "trim": lambda: self.guest.trim(MIB, MIB), "flush": self.guest.flush}
-        for name, act in cases.items():
-            with self.subTest(operation=name):
-                self.link.cut()
-                act()
-                self.guest.pwrite(b"goes on", 5 * MIB)
-                self.assertEqual(self.guest.pread(7, 5 * MIB), b"goes on")
-                self.assert_behind()
-                self.assert_hears("primary", "REPLICA_STATE", state="disconnected", replica="replica0")
-                self.assert_not_told("secondary")
-                self.link.mend()
-                self.pair.primary.wait_for("connected again", lambda volume: volume["replicas"][0]["connected"])
-                self.assert_behind()
+    def assert_left_behind(self):
+        """The replica misses something, and its loss is the manager's; the guest goes on."""
+        self.assert_behind()
+        self.assert_hears("primary", "REPLICA_STATE", state="disconnected", replica="replica0")
+        self.guest.pwrite(b"goes on", 5 * MIB)
+        self.assertEqual(self.guest.pread(7, 5 * MIB), b"goes on")
+        self.assert_not_told("secondary")
+        self.link.mend()
+        self.pair.primary.wait_for("connected again", lambda volume: volume["replicas"][0]["connected"])
+        self.assert_behind()
         self.assert_failover_gives_the_checkpoint()
+
+    def meet_a_cut(self, act):
+        """The link is cut before the request."""
+        self.guest.pwrite(b"not flushed", 6 * MIB)
+        self.link.cut()
+        self.pair.primary.wait_for("disconnected", lambda volume: not volume["replicas"][0]["connected"])
+        act()
+        self.assert_left_behind()
+
+    def be_cut_off(self, begin):
+        """The link is cut while the request is on its way."""
+        self.link.freeze()
+        cookie = begin()
+        self.pair.primary.wait_for("forwarded", lambda volume: volume["replicas"][0]["in_flight"] > 0)
+        self.link.cut()
+        self.link.thaw()
+        while not self.guest.aio_command_completed(cookie):
+            self.guest.poll(-1)
+        self.assert_told("primary", "forward")
+        self.assert_left_behind()
+
+    def test_2_a_write_that_cannot_be_forwarded_is_the_managers_and_leaves_the_guest_alone(self):
+        self.meet_a_cut(lambda: self.guest.pwrite(b"w" * 5000, 300_000))
+
+    def test_2_a_write_that_is_cut_off_is_the_managers_and_leaves_the_guest_alone(self):
+        self.be_cut_off(lambda: self.guest.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(b"w" * 5000)), 300_000))
+
+    def test_2_zeroes_that_cannot_be_forwarded_are_the_managers_and_leave_the_guest_alone(self):
+        self.meet_a_cut(lambda: self.guest.zero(5000, 0))
+
+    def test_2_zeroes_that_are_cut_off_are_the_managers_and_leave_the_guest_alone(self):
+        self.be_cut_off(lambda: self.guest.aio_zero(5000, 0))
+
+    def test_2_a_trim_that_cannot_be_forwarded_is_the_managers_and_leaves_the_guest_alone(self):
+        self.meet_a_cut(lambda: self.guest.trim(MIB, MIB))
+
+    def test_2_a_trim_that_is_cut_off_is_the_managers_and_leaves_the_guest_alone(self):
+        self.be_cut_off(lambda: self.guest.aio_trim(MIB, MIB))
+
+    def test_2_a_flush_that_cannot_be_forwarded_is_the_managers_and_leaves_the_guest_alone(self):
+        self.meet_a_cut(self.guest.flush)
+
+    def test_2_a_flush_that_is_cut_off_is_the_managers_and_leaves_the_guest_alone(self):
+        self.be_cut_off(self.guest.aio_flush)
 
     def test_3_a_keep_that_fails_answers_an_error_and_never_writes_through(self):
         before = self.images[1].read_bytes()
-        self.fail("secondary", "pread")
+        self.break_disk("secondary", "pread")
         self.guest.pwrite(b"not kept" * 1000, 2 * MIB)
         self.assertEqual(self.guest.pread(8000, 2 * MIB), b"not kept" * 1000)
         self.assert_told("primary", "forward")
@@ -158,10 +199,12 @@ class SevenFailures(Faulty):
         self.assertEqual(self.images[1].read_bytes(), before)
         self.mend("secondary")
         self.assert_behind()
+        with self.assertRaises(QmpError):
+            self.pair.secondary.qmp.call("xen-colo-do-checkpoint")
         self.assert_failover_gives_the_checkpoint()
 
     def test_4_an_error_of_the_secondary_disk_is_both_managers(self):
-        self.fail("secondary", "pwrite", "zero", "trim")
+        self.break_disk("secondary", "pwrite", "zero", "trim")
         self.guest.pwrite(b"not there" * 1000, 3 * MIB)
         self.guest.zero(10_000, 4 * MIB)
         self.assertEqual(self.guest.pread(9000, 3 * MIB), b"not there" * 1000)
@@ -174,7 +217,7 @@ class SevenFailures(Faulty):
         self.assert_failover_gives_the_checkpoint()
 
     def test_4_a_read_of_the_secondarys_guest_that_its_disk_fails(self):
-        self.fail("secondary", "pread")
+        self.break_disk("secondary", "pread")
         self.assert_refused("EIO", self.view.pread, 4096, 6 * MIB)
         self.assert_told("secondary", "secondary_disk")
         self.assert_not_told("primary")
@@ -194,7 +237,7 @@ class SevenFailures(Faulty):
         self.guest.pwrite(b"rolled back" * 10_000, 500_000)
         self.pair.primary.kill()
         # The commit goes through the disk in its order: the first half is written, the zeroes then fail.
-        self.fail("secondary", "zero", "trim")
+        self.break_disk("secondary", "zero", "trim")
         secondary, errors = self.pair.secondary, 0
         self.pair.failover()
         self.assert_told("secondary", "commit")
