@@ -73,7 +73,8 @@ class Judge:
         return found
 
     def _play(self, side, script, plays):
-        watch = threading.Timer(SCRIPT_MAX_S, side.kill)
+        is_late = threading.Event()
+        watch = threading.Timer(SCRIPT_MAX_S, lambda: (is_late.set(), side.kill()))
         watch.daemon = True
         watch.start()
         try:
@@ -85,6 +86,8 @@ class Judge:
                 outcomes.append(outcome)
             disks = side.disks()
             side.clear()
+            if is_late.is_set():
+                raise TimeoutError(f"was killed after {SCRIPT_MAX_S} s")
             return {"outcomes": outcomes, "disks": disks}
         except Exception as error:
             logs = "\n".join(f"{log.name}: {log.read_text(errors='replace')[-1500:]}"
