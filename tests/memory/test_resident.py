@@ -44,8 +44,9 @@ class Resident(DiskTest):
         self.assertLessEqual(primary, PRIMARY_KIB_MAX, f"primary, {when}")
         self.assertLessEqual(secondary, secondary_max, f"secondary, {when}")
 
-    def use(self):
-        """Requests of every kind and length everywhere, from many connections, with checkpoints between."""
+    def use(self, secondary_more_kib=0):
+        """Requests of every kind and length everywhere, from many connections, with checkpoints between. Meanwhile both
+        stay within their limits."""
         contexts = [nbd.CONTEXT_BASE_ALLOCATION]
         for uri in (self.pair.primary_uri, self.pair.guest_uri):
             load = Load([self.connect(uri, contexts=contexts) for _ in range(4)], depth=32)
@@ -53,14 +54,17 @@ class Resident(DiskTest):
                 for _ in range(4):
                     load.run(kind, 250 if kind not in ("fua", "flush") else 25)
                     self.pair.primary.qmp.call("xen-colo-do-checkpoint")
+        primary, secondary = self.resident("VmHWM")
+        print(f"under load: primary {primary} KiB, secondary {secondary} KiB", end=" ... ", flush=True)
+        self.assertLessEqual(primary, PRIMARY_KIB_MAX, "primary, under load")
+        self.assertLessEqual(secondary, SECONDARY_KIB_MAX + secondary_more_kib, "secondary, under load")
 
     def test_a_disk_of_a_tebibyte_before_and_after_a_load(self):
         for buffer, more_kib in ((self.directory / "buffer", 0), ("memory", 64 * KIB)):
             with self.subTest(buffer=buffer):
                 self.begin(TIB, buffer=buffer)
                 self.assert_small("at start")
-                self.use()
-                print(f"at most {self.resident('VmHWM')} KiB", end=" ... ")
+                self.use(more_kib)
                 self.assert_small("after a load", more_kib)
                 self.pair.__exit__()
 

@@ -27,9 +27,14 @@ use crate::failure::Failure;
 use crate::graph::{Child, Driver, Graph, NodeSpec};
 use crate::spec::{Address, DaemonSpec, Disk, NbdUri, VolumeSpec};
 
-/// Buffers of the pool that clients share, beside the machines' own and one for each connection.
+/// Small buffers of the pool that clients share, beside one for each connection: a client alone gets half of them, as many
+/// as it can have requests in flight. They cost little: a request of 4 KiB touches no more than that of its buffer.
 const SMALL_BUFFERS: u16 = 512;
-const LARGE_BUFFERS: u16 = 48;
+/// Large buffers that clients share, beside the machines' own and one for each connection. A client alone gets half of
+/// them: 3 MiB on their way, 15 times what a socket holds. With 48 of them 1 MiB writes at depth 8 and 64 KiB writes at
+/// depth 32 were no faster, and a load of everything at once occupied 20 MiB in a secondary and 22 in a primary; with these
+/// it is 15 and 17 (tests/memory/run).
+const LARGE_BUFFERS: u16 = 24;
 /// Buffers for what a primary can have sent to one secondary: as many as the primary itself has, so that held writes do
 /// not keep the rest from being received. They are for the connection that holds the claim.
 const REPLICATION_SMALL: u16 = build::REPLICATION_REQUESTS;
