@@ -18,6 +18,11 @@ const ZEROES_BYTES: usize = 64 << 10;
 const ZEROES_REPEAT: usize = 16;
 static ZEROES: Zeroes = Zeroes([0; ZEROES_BYTES]);
 
+/// Holes in a file system that is memory are whole pages, of this size or a multiple.
+const PAGE_BYTES: u64 = 4096;
+/// Up to this length pages are looked at one by one: a window.
+const STEPS_BYTES_MAX: u64 = 256 << 10;
+
 /// An open disk as its helpers see it.
 #[derive(Debug)]
 pub(super) struct File {
@@ -146,8 +151,8 @@ impl File {
         Ok(())
     }
 
-    /// Whether the extent begins with a hole, and how far that goes.
-    pub(super) fn status(&self, extent: Extent) -> Result<Outcome, Errno> {
+    /// Whether the extent begins with a hole, and how far that goes. `is_memory` says that the file system is memory.
+    pub(super) fn status(&self, extent: Extent, is_memory: bool) -> Result<Outcome, Errno> {
         let data = match seek(&self.fd, SeekFrom::Data(extent.offset)) {
             Ok(data) => data,
             // Nothing but a hole up to the end.
@@ -162,8 +167,22 @@ impl File {
         if data > extent.offset {
             return Ok(Outcome::Status { is_hole: true, length: data.min(extent.end()) - extent.offset });
         }
-        let hole = seek(&self.fd, SeekFrom::Hole(extent.offset)).unwrap_or(extent.end());
-        let end = hole.clamp(extent.offset + 1, extent.end());
+        let end = if is_memory && extent.length <= STEPS_BYTES_MAX {
+            self.end_of_pages(extent)
+        } else {
+            let hole = seek(&self.fd, SeekFrom::Hole(extent.offset)).unwrap_or(extent.end());
+            hole.clamp(extent.offset + 1, extent.end())
+        };
         Ok(Outcome::Status { is_hole: false, length: end - extent.offset })
+    }
+
+    /// Where the data that a short extent begins with ends, page by page. Asked for the next hole, tmpfs looks at every page
+    /// up to there, however far beyond the extent that is: 1 ms and more for each write that something is kept for.
+    fn end_of_pages(&self, extent: Extent) -> u64 {
+        let mut end = extent.offset - extent.offset % PAGE_BYTES + PAGE_BYTES;
+        while end < extent.end() && seek(&self.fd, SeekFrom::Data(end)) == Ok(end) {
+            end += PAGE_BYTES;
+        }
+        end.min(extent.end())
     }
 }

@@ -153,7 +153,7 @@ impl Job {
             (Work::Status { .. }, _) => Ok(()),
         };
         let result = match work {
-            Work::Status { extent } => file.status(extent),
+            Work::Status { extent } => file.status(extent, false),
             _ => result.map(|()| Outcome::Done),
         };
         let done = Done { completion: Completion { tag, result }, lease, work };
@@ -282,7 +282,7 @@ impl Disk {
             Action::Status if self.is_dense => {
                 Tried::Ended(Ok(Outcome::Status { is_hole: false, length: extent.length }))
             }
-            Action::Status if self.is_memory => Tried::Ended(self.shared.file.status(extent)),
+            Action::Status if self.is_memory => Tried::Ended(self.shared.file.status(extent, true)),
             Action::Status => Tried::Waits(Work::Status { extent }),
         }
     }

@@ -1,5 +1,5 @@
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -257,6 +257,34 @@ fn a_full_queue_refuses_until_it_is_polled() {
         assert_eq!(bench.submit(3, Action::Flush, 0, 0), Err(QueueFull));
         bench.completion();
         assert_eq!(bench.submit(3, Action::Flush, 0, 0), Ok(()));
+    }
+}
+
+#[test]
+fn the_ends_of_data_and_of_holes_are_found_in_short_extents_too() {
+    let pages = [true, true, false, true, false, false, true, true, true, false, true];
+    for folder in folders() {
+        let path = folder.path().join("disk");
+        let file = fs::File::create(&path).unwrap();
+        file.set_len(SIZE).unwrap();
+        // Of 64 KiB: then every file system keeps what lies between as a hole.
+        const UNIT: u64 = 64 << 10;
+        for (index, _) in (0..).zip(pages).filter(|(_, is_data)| *is_data) {
+            file.write_all_at(&[1; UNIT as usize], index * UNIT).unwrap();
+        }
+        let mut bench = Bench::open(&path, Options::default());
+        for (index, is_data) in (0..).zip(pages) {
+            let alike =
+                pages.iter().skip(index as usize).take_while(|other| **other == is_data).count() as u64;
+            for (skipped, length) in
+                [(0, UNIT), (1, 10), (5000, 2 * UNIT), (UNIT - 1, 4 * UNIT), (9, 16 * UNIT)]
+            {
+                let offset = index * UNIT + skipped;
+                let length = length.min(pages.len() as u64 * UNIT - offset);
+                let expected = (!is_data, length.min(alike * UNIT - skipped));
+                assert_eq!(bench.status(offset, length), expected, "{index} {skipped} {length}");
+            }
+        }
     }
 }
 
