@@ -101,7 +101,7 @@ impl Listener {
                 Ok(socket) => {
                     let is_tcp = matches!(self.address, Address::Tcp { .. });
                     // A peer that has gone already makes this fail; its stream will say so.
-                    let _ = if is_tcp { tune(socket.as_fd(), self.peer_timeout) } else { Ok(()) };
+                    let _ = if is_tcp { tune(socket.as_fd(), self.peer_timeout) } else { widen(&socket) };
                     return Ok(Some(Stream { socket }));
                 }
                 Err(Errno::AGAIN) => return Ok(None),
@@ -223,6 +223,12 @@ fn resolve_tcp(address: &Address) -> io::Result<impl Iterator<Item = std::net::S
     (host, port).to_socket_addrs()
 }
 
+/// Lets a unix socket hold some windows, as a TCP connection grows to by itself: with less, sender and receiver wait for
+/// each other several times for each MiB. The system takes what it allows anybody, without a word.
+fn widen(socket: &OwnedFd) -> Result<(), Errno> {
+    sockopt::set_socket_send_buffer_size(socket, UNIX_SEND_BYTES)
+}
+
 /// Small messages leave at once; a peer that has vanished is noticed.
 fn tune(socket: BorrowedFd<'_>, peer_timeout: PeerTimeout) -> Result<(), Errno> {
     let second = Duration::from_secs(1);
@@ -292,6 +298,8 @@ impl Stream {
         let socket = net::socket_with(address.address_family(), SocketType::STREAM, FLAGS, None)?;
         if target.is_tcp {
             tune(socket.as_fd(), peer_timeout)?;
+        } else {
+            widen(&socket)?;
         }
         let connected = net::connect(&socket, address);
         let stream = Self { socket };
@@ -364,6 +372,8 @@ impl AsFd for Stream {
     }
 }
 
+/// What a unix socket holds on its way; the system adds as much again for its own needs.
+const UNIX_SEND_BYTES: usize = 512 << 10;
 /// How many segments leave in one system call.
 pub const BATCH_MAX: usize = 64;
 

@@ -90,6 +90,19 @@ fn a_stream_without_room_says_so_and_sends_the_rest_later() {
 }
 
 #[test]
+fn a_unix_socket_holds_a_window_in_either_direction() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = bind(&format!("unix:{}/s", folder.path().display())).unwrap();
+    let near = connect(listener.address()).unwrap();
+    wait(&listener, Interest::READ);
+    let far = listener.accept().unwrap().unwrap();
+    let window = vec![1; crate::memory::WINDOW_BYTES as usize];
+    for end in [&near, &far] {
+        assert_eq!(end.send(&[IoSlice::new(&window)]).unwrap(), Some(window.len()));
+    }
+}
+
+#[test]
 fn a_stale_socket_file_is_replaced_and_a_live_one_is_not() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s");
