@@ -12,9 +12,13 @@ from .systems import MIB, require
 READ, WRITE = "read", "write"
 
 
-def fio(uri, rw, block, depth, seed, bytes_max=None, seconds=None):
-    """Requests per second, latencies and the like of one run of fio with its NBD engine."""
-    limit = [f"--io_size={bytes_max}"] if bytes_max else ["--time_based", f"--runtime={seconds}"]
+def fio(uri, rw, block, depth, seed, bytes_max=None, seconds=None, size=None, offset=0, jobs=1):
+    """Requests per second, latencies and the like of one run of fio with its NBD engine: so many `jobs`, each over a
+    connection of its own, which share what is to be done."""
+    limit = [f"--io_size={bytes_max // jobs}"] if bytes_max else ["--time_based", f"--runtime={seconds}"]
+    limit += [f"--size={size}"] if size else []
+    limit += [f"--offset={offset}"] if offset else []
+    limit += [f"--numjobs={jobs}", "--group_reporting"] if jobs > 1 else []
     out = output_of(["fio", "--name=job", "--ioengine=nbd", f"--uri={uri}", f"--rw={rw}", f"--bs={block}",
                      f"--iodepth={depth}", f"--randseed={seed}", *limit, "--output-format=json"], timeout_s=600)
     job = json.loads(out[out.index("{"):])["jobs"][0]

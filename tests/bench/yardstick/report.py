@@ -1,4 +1,5 @@
 """What came of it: a table of medians and of ratios to QEMU, and the same as JSON and Markdown."""
+import os
 import platform
 import statistics
 import subprocess
@@ -142,7 +143,7 @@ def machine():
                 break
     with open("/proc/cpuinfo") as info:
         processors = sum(line.startswith("processor") for line in info)
-    return {"processors": processors, "model": model, "kernel": platform.release(),
+    return {"processors": processors, "load": os.getloadavg()[1], "model": model, "kernel": platform.release(),
             "commit": first_line("git", "rev-parse", "--short=12", "HEAD"),
             "qemu": first_line("qemu-system-x86_64", "--version"), "nbdkit": first_line("nbdkit", "--version"),
             "fio": first_line("fio", "--version")}
