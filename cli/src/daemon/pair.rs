@@ -10,7 +10,7 @@ use twinblock_core::node::{
 };
 use twinblock_core::primary::{self, Command};
 use twinblock_core::{Micros, Refused, ReplicaState, Stage};
-use twinblock_io_posix::nbd_disk::{LinkEvent as DiskEvent, NbdOptions};
+use twinblock_io_posix::nbd_disk::{LinkEvent as DiskEvent, NbdDisk, NbdOptions};
 
 use super::Daemon;
 use super::jobs::{Trouble, Waiter, Waiting};
@@ -232,6 +232,12 @@ impl Daemon {
         let name = name.map_or_else(String::new, |replica| replica.name.clone());
         let volume_name = this.name.clone();
         let now = self.now;
+        let is_new = matches!(event, DiskEvent::Connected(_))
+            && this.nbd_disk(replica).is_some_and(NbdDisk::take_restarted);
+        if let (true, Some(driver)) = (is_new, this.primary()) {
+            // Stale is what a detached one is.
+            let _ = driver.offer(now, primary::Input::Restarted(replica));
+        }
         let (Some(driver), input) = (
             this.primary(),
             match event {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tracing::subscriber::NoSubscriber;
 use tracing::{info, warn};
+use twinblock_core::nbd::RUN_MIN;
 use twinblock_core::node::Operation;
 use twinblock_core::{Identity, Micros};
 use twinblock_io_posix::memory::{Counts, HostPool, PoolSizes};
@@ -63,7 +64,7 @@ impl Daemon {
             started,
             now: Micros(0),
             life: Life::Serving,
-            clients: Clients::new(usize::from(places), pool.large_bytes(), handshake_max),
+            clients: Clients::new(usize::from(places), pool.large_bytes(), handshake_max, run_of(identity)),
             pool,
             volumes: Vec::with_capacity(volumes_max),
             volumes_max,
@@ -283,6 +284,12 @@ fn signals(poller: &mut Poller) -> std::io::Result<(UnixStream, Registration)> {
     let registration = poller.register(&here, Interest::READ, token(Kind::Signal, 0));
     let registration = registration.ok_or(std::io::ErrorKind::OutOfMemory)?;
     Ok((here, registration))
+}
+
+/// The number of this run of the daemon, for primaries that come back.
+const fn run_of(identity: Identity) -> u32 {
+    let [one, two, three, four, ..] = identity.0;
+    u32::from_be_bytes([one, two, three, four]) | RUN_MIN.next_power_of_two()
 }
 
 fn new_identity() -> std::io::Result<Identity> {

@@ -200,6 +200,10 @@ struct Peer {
     /// As at the first connection.
     first: Option<Geometry>,
     pause: Micros,
+    /// Which run of the server was reached last, if it has told.
+    run: Option<u32>,
+    /// It may be another one than before; nobody has asked since.
+    may_be_new: bool,
     /// Since when there is no connection.
     down_since: Micros,
     /// Transfers no longer wait.
@@ -259,13 +263,18 @@ impl NbdDisk {
             identity: options.identity,
             want_allocation: options.want_allocation,
         };
+        let name = uri.to_string();
+        // One that was let go and is taken again.
+        let run = self.peer.as_ref().filter(|peer| peer.name == name).and_then(|peer| peer.run);
         self.peer = Some(Peer {
-            name: uri.to_string(),
+            name,
             target: Target::resolve(&uri.address)?,
             config,
             options,
             first: None,
             pause: options.pause_min,
+            run,
+            may_be_new: false,
             down_since: now,
             gave_up: false,
             refused: None,
@@ -273,6 +282,12 @@ impl NbdDisk {
         self.now = now;
         self.link = Link::Down { retry_at: now };
         Ok(())
+    }
+
+    /// Whether the server may have been started anew since this was asked last: then what no flush has covered may be gone
+    /// there. Ask it after [`LinkEvent::Connected`].
+    pub fn take_restarted(&mut self) -> bool {
+        self.peer.as_mut().is_some_and(|peer| std::mem::take(&mut peer.may_be_new))
     }
 
     /// Waits for the first connection, for a disk without which there is nothing to start with. Its event is left to
