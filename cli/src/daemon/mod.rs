@@ -296,7 +296,14 @@ impl Daemon {
         }
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let at = Micros(at.as_micros() as u64);
-        self.managers.tell(&EventReport { volume: &this.name, event, replica: name, at });
+        let export = match event {
+            Event::BufferThreeQuarters | Event::BufferFull => {
+                let named = this.claim_holder().and_then(|connection| self.clients.export_of(connection));
+                named.filter(|export| *export != this.name).unwrap_or_default()
+            }
+            _ => "",
+        };
+        self.managers.tell(&EventReport { volume: &this.name, event, replica: name, export, at });
         if let Event::Replica(_, state) = event
             && let Some(member) = replica.and_then(|replica| replica.member)
         {
