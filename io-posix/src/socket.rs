@@ -246,7 +246,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// Looks up the name, waiting as long as that takes: call it before the loop starts.
+    /// Looks up the name, waiting as long as that takes: call it before the loop starts, or on another thread.
     ///
     /// # Errors
     /// The name is not known, or the path of the unix socket is too long.

@@ -111,12 +111,16 @@ impl Links {
         }
     }
 
-    /// The node that a control address names.
-    pub(super) fn node(&mut self, address: &Address) -> Result<NodeIndex, String> {
+    /// The node that a control address names, if `resolve` tells where it leads.
+    pub(super) fn node(
+        &mut self,
+        address: &Address,
+        resolve: impl FnOnce(&Address) -> Result<Target, String>,
+    ) -> Result<NodeIndex, String> {
         if let Some(known) = self.links.iter().position(|link| link.address == *address) {
             return Ok(NodeIndex(known as u16));
         }
-        let target = Target::resolve(address).map_err(|error| error.to_string())?;
+        let target = resolve(address)?;
         // Commits of one node go over one link, so that it knows them for those of one checkpoint.
         if let Some(known) = self.links.iter().position(|link| link.target.is_where(&target)) {
             return Ok(NodeIndex(known as u16));

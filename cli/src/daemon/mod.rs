@@ -24,6 +24,7 @@ mod jobs;
 mod limits;
 mod links;
 mod managers;
+mod names;
 mod nodes;
 mod pair;
 mod start;
@@ -54,6 +55,7 @@ use execute::HeldCommit;
 use jobs::{Jobs, Waiting};
 use links::Links;
 use managers::Managers;
+use names::Names;
 use nodes::Nodes;
 use pair::Pair;
 use token::Kind;
@@ -108,6 +110,8 @@ struct Daemon {
     graph: Graph,
     /// What waits for a server, or for requests to end.
     nodes: Nodes,
+    /// Hosts that are being looked up, and commands that wait for them.
+    names: Names,
     clients: Clients,
     managers: Managers,
     /// Bound when everything of the command line is served.
@@ -188,6 +192,7 @@ impl Daemon {
         self.tick_pair();
         self.tick_attaching();
         self.tick_nodes();
+        self.tick_names();
         self.rest();
         let mut has_worked = true;
         for _ in 0..ROUNDS_MAX {
@@ -346,6 +351,7 @@ impl Daemon {
             disks,
             self.stores.next_deadline(),
             self.nodes.next_deadline(),
+            self.names.next_deadline(),
             self.clients.next_deadline(),
             self.managers.next_deadline(),
             self.links.next_deadline(),

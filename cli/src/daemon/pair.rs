@@ -138,7 +138,9 @@ impl Daemon {
                 "replica '{name}' is attached already; detach it first, or give another name"
             ));
         }
-        let node = control.map(|control| self.links.node(control)).transpose()?;
+        let resolve = |address: &Address| self.names.target(address);
+        let target = resolve(&uri.address).map_err(|error| format!("replica '{name}': {error}"))?;
+        let node = control.map(|control| self.links.node(control, resolve)).transpose()?;
         let place =
             this.replicas.iter().position(|replica| replica.as_ref().is_some_and(|known| known.name == name));
         let is_new = place.is_none();
@@ -159,7 +161,7 @@ impl Daemon {
             peer_timeout: twinblock_io_posix::socket::PeerTimeout(self.peer_timeout),
             ..NbdOptions::replica(Some(self.identity))
         };
-        let opened = this.nbd_disk(index as u8).map(|disk| disk.open(uri, options, self.now));
+        let opened = this.nbd_disk(index as u8).map(|disk| disk.open_at(uri, target, options, self.now));
         if let Some(Err(error)) = opened {
             return Err(format!("replica '{name}': {error}"));
         }

@@ -20,6 +20,7 @@ use super::clients::Clients;
 use super::jobs::{Jobs, Waiter};
 use super::links::Links;
 use super::managers::Managers;
+use super::names::Names;
 use super::nodes::{Added, Nodes};
 use super::pair::{NewReplica, Pair};
 use super::token::{Kind, token};
@@ -59,6 +60,7 @@ impl Daemon {
         let stores = Stores::new(&mut pool, workers, secondaries, spec.connections_max);
         let stores = stores.map_err(Failure::Refused)?;
         let handshake_max = Micros(spec.handshake_timeout.0.as_micros() as u64);
+        let names = Names::new(poller.waker()).map_err(|error| failed("cannot start threads", &error))?;
         let identity = new_identity().map_err(|error| failed("cannot choose an identity", &error))?;
         let mut daemon = Self {
             started,
@@ -70,6 +72,7 @@ impl Daemon {
             volumes_max,
             graph: Graph::default(),
             nodes: Nodes::default(),
+            names,
             managers: Managers::new(),
             control: None,
             jobs: Jobs::default(),
@@ -87,6 +90,7 @@ impl Daemon {
             stores,
         };
         daemon.begin(spec)?;
+        daemon.names.is_serving = true;
         if let Some(line) = too_few {
             warn!("{line}");
         }

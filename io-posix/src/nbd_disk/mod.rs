@@ -252,6 +252,20 @@ impl NbdDisk {
     /// # Errors
     /// The name is not known, or the disk is not closed, or not all its completions and events were taken.
     pub fn open(&mut self, uri: &NbdUri, options: NbdOptions, now: Micros) -> io::Result<()> {
+        self.open_at(uri, Target::resolve(&uri.address)?, options, now)
+    }
+
+    /// As [`Self::open`], with the server's name looked up already, which may take long.
+    ///
+    /// # Errors
+    /// The disk is not closed, or not all its completions and events were taken.
+    pub fn open_at(
+        &mut self,
+        uri: &NbdUri,
+        target: Target,
+        options: NbdOptions,
+        now: Micros,
+    ) -> io::Result<()> {
         if !self.is_closed() || self.table.count() != 0 || !self.done.is_empty() || !self.events.is_empty() {
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, "the disk is still in use"));
         }
@@ -268,7 +282,7 @@ impl NbdDisk {
         let run = self.peer.as_ref().filter(|peer| peer.name == name).and_then(|peer| peer.run);
         self.peer = Some(Peer {
             name,
-            target: Target::resolve(&uri.address)?,
+            target,
             config,
             options,
             first: None,
