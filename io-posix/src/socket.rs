@@ -247,10 +247,12 @@ pub struct Target {
     addresses: Box<[SocketAddrAny]>,
     next: usize,
     is_tcp: bool,
+    /// Of a unix socket: its path without detours.
+    path: Option<PathBuf>,
 }
 
 impl Target {
-    /// Looks up the name, waiting as long as that takes: call it before the loop starts.
+    /// Looks up the name, waiting as long as that takes: call it before the loop starts, or on another thread.
     ///
     /// # Errors
     /// The name is not known, or the path of the unix socket is too long.
@@ -267,8 +269,33 @@ impl Target {
         if addresses.is_empty() {
             return Err(named(io::Error::new(io::ErrorKind::NotFound, "the name has no address")));
         }
-        Ok(Self { addresses, next: 0, is_tcp: matches!(address, Address::Tcp { .. }) })
+        let path = match address {
+            Address::Unix(path) => Some(direct(path)),
+            Address::Tcp { .. } => None,
+        };
+        Ok(Self { addresses, next: 0, is_tcp: path.is_none(), path })
     }
+
+    /// Whether both lead to one place, however that is written: names that share an IP address and the port, or paths of
+    /// one unix socket.
+    #[must_use]
+    pub fn is_where(&self, other: &Self) -> bool {
+        match (&self.path, &other.path) {
+            (Some(here), Some(there)) => here == there,
+            (None, None) => self.addresses.iter().any(|address| other.addresses.contains(address)),
+            _ => false,
+        }
+    }
+}
+
+/// The path without links and dots; that of the folder if the socket is not there yet.
+fn direct(path: &Path) -> PathBuf {
+    let whole = fs::canonicalize(path);
+    let folder = || {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Some(fs::canonicalize(folder).ok()?.join(path.file_name()?))
+    };
+    whole.ok().or_else(folder).unwrap_or_else(|| path.to_owned())
 }
 
 /// A connection.

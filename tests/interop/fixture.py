@@ -1,6 +1,7 @@
 """What the tests have in common: a directory of their own, disks in it, and daemons over them."""
 import filecmp
 import functools
+import json
 import pathlib
 import random
 import shutil
@@ -75,6 +76,23 @@ class DiskTest(unittest.TestCase):
         daemon.guest_uri = f"nbd+unix:///{GUEST_EXPORT}?socket={self.directory}/guest.nbd"
         return daemon
 
+    def enter_configured(self, name, volumes, place=None, **keys):
+        """A daemon that a file describes. `volumes`: pairs of a role and its keys; `keys` are those of the whole daemon.
+        Its control address is NAME.qmp."""
+        place = place or self.directory
+        config = place / f"{name}.toml"
+        keys = {"control": f"unix:{place}/{name}.qmp", **keys}
+        lines = [f"{key.replace('_', '-')} = {as_toml(value)}" for key, value in keys.items()]
+        for role, described in volumes:
+            lines += [f"[[{role}]]", *(f"{key} = {as_toml(value)}" for key, value in described.items())]
+        config.write_text("\n".join(lines) + "\n")
+        daemon = Daemon("daemon", place, ["--config", config])
+        daemon._command = daemon._command[:daemon._command.index("--control")]
+        daemon.control_path = place / f"{name}.qmp"
+        self.addCleanup(daemon.kill)
+        daemon.start()
+        return daemon
+
     def run_in_background(self, command, log="background.log"):
         process = Process(command, self.directory / log)
         self.addCleanup(process.kill)
@@ -145,6 +163,15 @@ def on_every_export(test):
                 finally:
                     disconnect(handle)
     return run
+
+
+def as_toml(value):
+    """A value of a configuration file, tables in one line."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {as_toml(inner)}" for key, inner in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(as_toml, value)) + "]"
+    return json.dumps(value if isinstance(value, (bool, int)) else str(value))
 
 
 def disconnect(handle):

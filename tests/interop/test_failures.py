@@ -80,6 +80,33 @@ class FailingReplica(DiskTest):
         self.assert_behind()
         self.assert_failover_gives_the_checkpoint()
 
+    def restart_secondary(self):
+        self.pair.secondary.kill()
+        self.pair.secondary.start()
+        self.pair.primary.wait_for("connected again", lambda volume: volume["replicas"][0]["connected"], PATIENCE_S)
+
+    def test_a_replica_that_was_started_anew_is_behind_by_what_no_flush_has_covered(self):
+        self.restart_secondary()
+        self.assert_behind()
+        # Of the whole granules, what was written since the checkpoint and before.
+        self.assertEqual(self.pair.primary.volume()["replicas"][0]["dirty_bytes"], 4 * 65536)
+
+    def test_a_replica_that_was_started_anew_after_a_flush_misses_nothing(self):
+        self.primary.flush()
+        self.restart_secondary()
+        self.assertFalse(self.pair.primary.volume()["replicas"][0]["behind"])
+        self.primary.pwrite(b"more", SIZE // 2)
+        self.pair.checkpoint()
+        self.assertEqual(self.connect(self.pair.guest_uri).pread(4, SIZE // 2), b"more")
+        self.assert_twins(self.pair)
+
+    def test_a_replica_that_was_never_gone_misses_nothing_when_its_link_is_back(self):
+        self.link.cut()
+        self.pair.primary.wait_for("disconnected", lambda volume: not volume["replicas"][0]["connected"], PATIENCE_S)
+        self.link.mend()
+        self.pair.primary.wait_for("connected again", lambda volume: volume["replicas"][0]["connected"], PATIENCE_S)
+        self.assertFalse(self.pair.primary.volume()["replicas"][0]["behind"])
+
     def test_a_frozen_replica_is_left_behind(self):
         self.pair.secondary.process.freeze()
         try:

@@ -3,7 +3,6 @@ import nbd
 
 from fixture import MIB, DiskTest, twinblock
 from harness.qmp import QmpError
-from harness.twinblock import Daemon
 
 SIZE = 4 * MIB
 
@@ -106,31 +105,17 @@ class TwoVolumes(DiskTest):
         d = self.directory
         for disk in ("p0", "p1", "s0", "s1"):
             self.make_disk(f"{disk}.raw", SIZE, seed=11)
-        secondary, primary = f'control = "unix:{d}/secondary.qmp"\nstart = true\n', \
-            f'control = "unix:{d}/primary.qmp"\nstart = true\n'
-        for index in (0, 1):
-            secondary += (f'[[secondary]]\nexport = "disk{index}"\ndisk = "{d}/s{index}.raw"\n'
-                          f'listen = "unix:{d}/s.nbd"\nguest = "unix:{d}/g.nbd"\nbuffer = "memory"\n'
-                          f'buffer-size = "8M"\n')
-            primary += (f'[[primary]]\nexport = "disk{index}"\ndisk = "{d}/p{index}.raw"\nlisten = "unix:{d}/p.nbd"\n'
-                        f'[[primary.replica]]\nname = "twin"\nuri = "nbd+unix:///disk{index}?socket={d}/s.nbd"\n'
-                        f'control = "unix:{d}/secondary.qmp"\n')
-        self.secondary, self.primary = (self.launch(role, text)
-                                        for role, text in (("secondary", secondary), ("primary", primary)))
+        self.secondary = self.enter_configured("secondary", [("secondary", {
+            "export": f"disk{index}", "disk": d / f"s{index}.raw", "listen": f"unix:{d}/s.nbd",
+            "guest": f"unix:{d}/g.nbd", "buffer": "memory", "buffer-size": "8M"}) for index in (0, 1)], start=True)
+        self.primary = self.enter_configured("primary", [("primary", {
+            "export": f"disk{index}", "disk": d / f"p{index}.raw", "listen": f"unix:{d}/p.nbd",
+            "replica": [{"name": "twin", "uri": self.uri("s", index), "control": f"unix:{d}/secondary.qmp"}],
+        }) for index in (0, 1)], start=True)
         for volume in range(2):
             self.primary.wait_for("connected", lambda _: all(
                 each["replicas"][0]["connected"] for each in self.primary.qmp.call("query-replication")["volumes"]))
         self.before = (d / "p0.raw").read_bytes()
-
-    def launch(self, role, text):
-        config = self.directory / f"{role}.toml"
-        config.write_text(text)
-        daemon = Daemon("daemon", self.directory, ["--config", config])
-        daemon._command = daemon._command[:daemon._command.index("--control")]
-        daemon.control_path = self.directory / f"{role}.qmp"
-        self.addCleanup(daemon.kill)
-        daemon.start()
-        return daemon
 
     def uri(self, socket, index):
         return f"nbd+unix:///disk{index}?socket={self.directory}/{socket}.nbd"

@@ -4,7 +4,6 @@ import time
 
 from fixture import MIB, DiskTest
 from harness.qmp import QmpError
-from harness.twinblock import Daemon
 
 SIZE = 1 * MIB
 VOLUMES = ("data", "log")
@@ -15,43 +14,29 @@ class NodesTest(DiskTest):
     """A primary node with both volumes, and standbys of which each has a replica of either."""
 
     STANDBYS = ("a", "b")
-    EVERY = ""
+    # Settings of the primary.
+    SETTINGS = {}
 
     def setUp(self):
         super().setUp()
         self.guests = {}
         self.standbys = {name: self.enter_standby(name) for name in self.STANDBYS}
-        text = f'control = "unix:{self.directory}/primary.qmp"\nstart = true\n{self.EVERY}\n'
-        for volume in VOLUMES:
-            self.make_disk(f"primary-{volume}.raw", SIZE, seed=3)
-            text += (f'[[primary]]\nexport = "{volume}"\ndisk = "{self.directory}/primary-{volume}.raw"\n'
-                     f'listen = "unix:{self.directory}/primary.nbd"\n')
-            for name in self.STANDBYS:
-                text += (f'[[primary.replica]]\nname = "{name}-{volume}"\nuri = "{self.replica_uri(name, volume)}"\n'
-                         f'control = "unix:{self.directory}/{name}.qmp"\n')
-        self.primary = self.launch("primary", text)
+        self.primary = self.enter_configured("primary", [("primary", {
+            "export": volume, "disk": self.make_disk(f"primary-{volume}.raw", SIZE, seed=3),
+            "listen": f"unix:{self.directory}/primary.nbd",
+            "replica": [{"name": f"{name}-{volume}", "uri": self.replica_uri(name, volume),
+                         "control": f"unix:{self.directory}/{name}.qmp"} for name in self.STANDBYS],
+        }) for volume in VOLUMES], start=True, **self.SETTINGS)
         self.primary.wait_for("connected", lambda _: all(
             replica["connected"] for volume in self.primary.qmp.call("query-replication")["volumes"]
             for replica in volume["replicas"]))
 
     def enter_standby(self, name):
-        text = f'control = "unix:{self.directory}/{name}.qmp"\nstart = true\n'
-        for volume in VOLUMES:
-            self.make_disk(f"{name}-{volume}.raw", SIZE, seed=3)
-            text += (f'[[secondary]]\nexport = "{volume}"\ndisk = "{self.directory}/{name}-{volume}.raw"\n'
-                     f'listen = "unix:{self.directory}/{name}.nbd"\nguest = "unix:{self.directory}/{name}-guest.nbd"\n'
-                     f'buffer = "memory"\nbuffer-size = "1M"\n')
-        return self.launch(name, text)
-
-    def launch(self, name, text):
-        config = self.directory / f"{name}.toml"
-        config.write_text(text)
-        daemon = Daemon("daemon", self.directory, ["--config", config])
-        daemon._command = daemon._command[:daemon._command.index("--control")]
-        daemon.control_path = self.directory / f"{name}.qmp"
-        self.addCleanup(daemon.kill)
-        daemon.start()
-        return daemon
+        return self.enter_configured(name, [("secondary", {
+            "export": volume, "disk": self.make_disk(f"{name}-{volume}.raw", SIZE, seed=3),
+            "listen": f"unix:{self.directory}/{name}.nbd", "guest": f"unix:{self.directory}/{name}-guest.nbd",
+            "buffer": "memory", "buffer-size": "1M",
+        }) for volume in VOLUMES], start=True)
 
     def replica_uri(self, name, volume):
         return f"nbd+unix:///{volume}?socket={self.directory}/{name}.nbd"
@@ -138,7 +123,7 @@ class ByItself(NodesTest):
     """The primary takes checkpoints by itself."""
 
     STANDBYS = ("a",)
-    EVERY = 'checkpoint-every = "20ms"'
+    SETTINGS = {"checkpoint_every": "20ms"}
 
     def test_while_one_volume_is_behind_the_other_takes_no_checkpoint_either(self):
         self.write(b"1")
@@ -170,7 +155,6 @@ class Together(DiskTest):
             uri = f"nbd+unix:///{volume}?socket={self.directory}/a.nbd"
             self.connect(uri, contexts=[f"twinblock:primary={CLAIM}"]).pwrite(b"1" * 512, 0)
 
-    launch = NodesTest.launch
     views = NodesTest.views
 
     def outcomes(self):

@@ -170,3 +170,44 @@ class Story(NodesTest):
         self.secondary.kill()
         self.secondary.control_path.unlink(missing_ok=True)
         return self.enter_secondary(started=False, buffer_bytes=MIB)
+
+
+class FullBuffer(NodesTest):
+    """The primary takes checkpoints by itself, and here it does so only when it hears that the buffer fills up."""
+
+    ARGUMENTS = ("--checkpoint-every", "1h")
+
+    def test_a_primary_that_calls_the_volume_otherwise_hears_that_its_buffer_is_full(self):
+        call = self.secondary.qmp.call
+        call("blockdev-add", **quorum_node("top", secondary_node(
+            "half", file_node(self.directory / "secondary.raw", "disk"), "top", size="512K", **{"stall-max": "1h"})))
+        self.start_server(self.secondary, "secondary")
+        call("nbd-server-add", device="disk", name="far", writable=True)
+        self.secondary.replicate(enable=True, primary=False)
+        call = self.primary.qmp.call
+        call("blockdev-add", **quorum_node(
+            "near", file_node(self.directory / "primary.raw", "pd"),
+            replica_node("r", self.directory / "secondary.nbd", "far", control=f"unix:{self.secondary.control_path}")))
+        self.start_server(self.primary, "primary")
+        call("nbd-server-add", device="near", writable=True)
+        self.primary.wait_for("connected", lambda volume: volume["replicas"][0]["connected"])
+        self.primary.replicate(enable=True, primary=True)
+        guest = self.connect(self.uri("primary", "near"))
+        for place in range(0, self.SIZE, 16 * BLOCK):
+            guest.pwrite(b"f" * 16 * BLOCK, place)
+        told = self.secondary.qmp.event("BUFFER_FULL")["data"]
+        self.assertEqual((told["volume"], told["export"]), ("disk", "far"))
+        self.assertGreater(self.primary.volume()["checkpoint_us"]["count"], 0)
+        self.assertEqual(self.primary.error(), {"error": False})
+
+
+class FromAFile(NodesTest):
+    def enter_empty(self, name):
+        """As the others, but of a file that describes no volume."""
+        return self.enter_configured(name, [], checkpoint_timeout="3s")
+
+    def test_a_daemon_of_a_file_without_a_volume_is_given_one(self):
+        self.build_pair()
+        self.connect(self.uri("primary", "colo1")).pwrite(b"v" * BLOCK, 0)
+        self.secondary.qmp.call("xen-colo-do-checkpoint")
+        self.assertEqual(self.connect(self.uri("secondary", "top-disk1")).pread(BLOCK, 0), b"v" * BLOCK)

@@ -24,6 +24,7 @@ SUITES = {
     "simulator": (["-p", "twinblock-tests", "--test", "simulator"],
                   {"TWINBLOCK_FIRST": "0", "TWINBLOCK_SEEDS": "400"}),
     "cut": (["-p", "twinblock-tests", "--test", "cut"], {}),
+    "cli": (["-p", "twinblock", "--lib"], {}),
 }
 DEMO = ["demo", "--json", "--seconds", "2", "--size", "64M", "--seed", "9"]
 
@@ -118,7 +119,7 @@ class Workshop:
         """What was red: the name of a test, "hangs", or None if all were green."""
         arguments, more = SUITES[suite]
         program = self.build(["test", "--no-run", *arguments], is_test=True)
-        package = arguments[1].removeprefix("twinblock-")
+        package = "cli" if suite == "cli" else arguments[1].removeprefix("twinblock-")
         code, out, _ = run([program, *([name] if name else [])], self.tree / package, self.environment(more),
                            HANGS_AFTER_S)
         if code is None:

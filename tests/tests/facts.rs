@@ -66,7 +66,7 @@ fn a_primary() -> PrimaryDriver {
         connections: leak(Connection::FREE, 2),
         written: leak(0, words),
         lost: leak(0, words),
-        replicas: vec![Replica::new(leak(0, words))].leak(),
+        replicas: vec![Replica::new(leak(0, Primary::replica_words(SIZE as u64, 4096)))].leak(),
     };
     let config = primary::Config { window_bytes: WINDOW as u32, dirty_granule_bytes: 4096, block_bytes: 1 };
     let (disk, replica) = (disk(b'p', SIZE), disk(b'r', SIZE));

@@ -178,12 +178,6 @@ pub(crate) fn parse(text: &str, origin: &str) -> Result<DaemonSpec, String> {
         }
     })?;
     let spec = file.into_spec();
-    if spec.volumes.is_empty() {
-        return Err(format!(
-            "{origin}: no volume: describe at least one primary or secondary, or start an empty daemon with --control ADDR \
-             in place of a file"
-        ));
-    }
     spec.check().map_err(|refusal| format!("{origin}: {refusal}"))?;
     Ok(spec)
 }

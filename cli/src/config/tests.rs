@@ -57,7 +57,14 @@ fn a_mistake_is_named_with_its_line() {
 fn the_rules_for_flags_hold_for_files() {
     let refusal = refusal_of(&SMALL.replace("\"1M\"", "\"4K\""));
     assert!(refusal.starts_with("pair.toml: volume 'd': buffer of 4K is too small"), "{refusal}");
-    assert!(refusal_of("control = \"unix:c\"").contains("no volume"));
+}
+
+#[test]
+fn a_file_without_a_volume_is_for_a_daemon_that_is_given_them_by_managers() {
+    let spec = parse("control = \"unix:c\"\ncheckpoint-every = \"1s\"\n", "empty").unwrap();
+    assert_eq!((spec.volumes.len(), spec.checkpoint_every), (0, Some(Span::from_ms(1000))));
+    let refusal = refusal_of("checkpoint-every = \"1s\"");
+    assert!(refusal.contains("control"), "nobody could give it one: {refusal}");
 }
 
 #[test]

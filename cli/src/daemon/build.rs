@@ -156,7 +156,7 @@ impl Stores {
         let words = Primary::bitmap_words(geometry.size_bytes, granule);
         let size = geometry.size_bytes;
         let what = format!("volume '{name}', disk {of}: the record of what replicas miss of {size} bytes");
-        check_memory(&what, size_of::<u64>() as u128 * words as u128 * (2 + REPLICAS) as u128)?;
+        check_memory(&what, size_of::<u64>() as u128 * words as u128 * (2 + 3 * REPLICAS) as u128)?;
         let config = primary::Config {
             window_bytes: WINDOW_BYTES,
             dirty_granule_bytes: granule,

@@ -28,26 +28,26 @@ pub(super) struct PrimaryMemory {
 }
 
 impl PrimaryMemory {
-    /// For bitmaps of so many words: two, and one for each replica.
+    /// For bitmaps of so many words: two, and three for each replica.
     pub(super) fn new(
         words_each: usize,
         replica_count: usize,
         table_length: usize,
         connections_max: usize,
     ) -> Self {
-        let words = MutBorrow::new(vec![0; words_each * (2 + replica_count)]);
+        let words = MutBorrow::new(vec![0; words_each * (2 + 3 * replica_count)]);
         Self { words, words_each, replica_count, table_length, connections_max, rest: Bump::new() }
     }
 
     pub(super) fn storage(&self) -> primary::Storage<'_> {
         let mut rest = self.words.borrow_mut().as_mut_slice();
-        let mut part = || {
-            let (part, more) = mem::take(&mut rest).split_at_mut(self.words_each);
+        let mut part = |count| {
+            let (part, more) = mem::take(&mut rest).split_at_mut(count * self.words_each);
             rest = more;
             part
         };
-        let (written, lost) = (part(), part());
-        let replicas = (0..self.replica_count).map(|_| primary::Replica::new(part()));
+        let (written, lost) = (part(1), part(1));
+        let replicas = (0..self.replica_count).map(|_| primary::Replica::new(part(3)));
         primary::Storage {
             table: self.rest.alloc_slice_fill_with(self.table_length, |_| Slot::FREE),
             connections: connections(&self.rest, self.connections_max),

@@ -108,6 +108,8 @@ pub(super) struct Clients {
     first: usize,
     window_bytes: u32,
     handshake_max: Micros,
+    /// Told to primaries, which learn by it that this daemon was started anew.
+    run: u32,
     next_connection: u32,
     is_ending: bool,
     told_full: Throttle,
@@ -116,7 +118,7 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    pub(super) fn new(places_max: usize, window_bytes: u32, handshake_max: Micros) -> Self {
+    pub(super) fn new(places_max: usize, window_bytes: u32, handshake_max: Micros, run: u32) -> Self {
         Self {
             listenings: Vec::new(),
             places: Vec::new(),
@@ -124,12 +126,19 @@ impl Clients {
             first: 0,
             window_bytes,
             handshake_max,
+            run,
             next_connection: 0,
             is_ending: false,
             told_full: Throttle::default(),
             told_replaced: Throttle::default(),
             told_failed: Throttle::default(),
         }
+    }
+
+    /// The name of the export that a connection has opened.
+    pub(super) fn export_of(&self, connection: ConnectionId) -> Option<&str> {
+        let is_it = |client: &&Client| client.chosen.is_some_and(|(_, name)| name == connection);
+        self.places.iter().find(is_it).map(|client| client.export.as_str())
     }
 
     /// A name for a connection that was never used before.
@@ -245,7 +254,7 @@ impl Clients {
             return None;
         }
         // A place is made once and used for all later clients.
-        let config = ServerConfig::new(self.window_bytes, index as u16);
+        let config = ServerConfig { run: self.run, ..ServerConfig::new(self.window_bytes, index as u16) };
         let sizes = ConnectionSizes { requests: REQUESTS, pieces: PIECES, handshake_max: self.handshake_max };
         let connection = Connection::new(config, sizes, token(Kind::Client, index)).ok()?;
         self.places.push(Client { connection, listening: 0, chosen: None, export: String::new() });

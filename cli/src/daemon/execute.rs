@@ -16,6 +16,7 @@ use twinblock_core::{Refused, Stage, primary};
 use super::Daemon;
 use super::jobs::{self, Trouble, Waiter, Waiting};
 use super::managers::{KEPT_BYTES_MAX, ManagerId, Managers, Message, Outgoing};
+use super::names;
 use super::pair::NewReplica;
 use crate::allocation;
 use crate::spec::{Address, NbdUri, check_name};
@@ -60,7 +61,7 @@ impl Daemon {
     }
 
     /// Does what a message says; the answer comes at once or when a job has ended.
-    fn execute(&mut self, manager: ManagerId, text: &[u8], scratch: &mut [u8]) {
+    pub(super) fn execute(&mut self, manager: ManagerId, text: &[u8], scratch: &mut [u8]) {
         let parsed = json::parse(text, scratch);
         let id = parsed.id.as_ref().map(Id::held);
         let admitted = parsed.command.and_then(|command| {
@@ -68,6 +69,7 @@ impl Daemon {
             negotiation.admit(&command).map(|()| command)
         });
         match admitted {
+            Ok(command) if self.awaits_names(manager, text, names::addresses_of(&command)) => {}
             Ok(command) => self.obey(Asker { manager, id }, command),
             // It may be one that only a daemon has.
             Err(unknown @ ParseError::UnknownCommand { .. })

@@ -10,10 +10,11 @@ use twinblock_core::control::{Answer, Command};
 
 use super::execute::Asker;
 use super::jobs;
+use super::names;
 use super::nodes::Pending;
 use super::{Daemon, Life};
 use crate::graph::{self, Fields};
-use crate::spec::check_name;
+use crate::spec::{Address, check_name};
 use crate::text::one_line;
 
 /// Their names.
@@ -69,12 +70,35 @@ impl Daemon {
                 return self.fail_with(asker, &format!("'arguments' of '{command}' must be an object"));
             }
         };
+        let addresses = self.addresses_of(command, &arguments);
+        if self.awaits_names(asker.manager, text, addresses) {
+            return;
+        }
         match self.obey_host(asker, command, Fields::of_command(arguments)) {
             Ok(Told::Done) => self.answer(asker, &Answer::Done),
             Ok(Told::Value(value)) => self.answer_value(asker, &value),
             Ok(Told::Later) => {}
             Err(error) => self.fail_with(asker, &format!("'{command}': {error}")),
         }
+    }
+
+    /// The addresses that a command names, or the nodes that it is about. What is wrong with it is told when it is obeyed.
+    fn addresses_of(&self, command: &str, arguments: &Map<String, Value>) -> Vec<Address> {
+        let text = |name: &str| arguments.get(name).and_then(Value::as_str);
+        let spec = match command {
+            "blockdev-add" => graph::node(Fields::of_command(arguments.clone())).ok(),
+            "human-monitor-command" => {
+                let mut words = text("command-line").unwrap_or_default().split_whitespace();
+                let is_add = words.next() == Some("drive_add");
+                is_add.then(|| drive_options(words).and_then(graph::node).ok()).flatten()
+            }
+            "x-blockdev-change" => {
+                return text("node")
+                    .map_or_else(Vec::new, |node| names::addresses_of_node(&self.graph, node));
+            }
+            _ => None,
+        };
+        spec.map_or_else(Vec::new, |spec| names::addresses_below(&self.graph, &spec))
     }
 
     fn obey_host(&mut self, asker: &Asker, command: &str, mut given: Fields) -> Result<Told, String> {

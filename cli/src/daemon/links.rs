@@ -111,12 +111,20 @@ impl Links {
         }
     }
 
-    /// The node that a control address names.
-    pub(super) fn node(&mut self, address: &Address) -> Result<NodeIndex, String> {
+    /// The node that a control address names, if `resolve` tells where it leads.
+    pub(super) fn node(
+        &mut self,
+        address: &Address,
+        resolve: impl FnOnce(&Address) -> Result<Target, String>,
+    ) -> Result<NodeIndex, String> {
         if let Some(known) = self.links.iter().position(|link| link.address == *address) {
             return Ok(NodeIndex(known as u16));
         }
-        let target = Target::resolve(address).map_err(|error| error.to_string())?;
+        let target = resolve(address)?;
+        // Commits of one node go over one link, so that it knows them for those of one checkpoint.
+        if let Some(known) = self.links.iter().position(|link| link.target.is_where(&target)) {
+            return Ok(NodeIndex(known as u16));
+        }
         self.links.push(Link {
             address: address.clone(),
             target,
@@ -377,8 +385,9 @@ impl Link {
                     self.answered(id, Err(refusal), events);
                 }
             },
-            Incoming::Event(IncomingEvent::BufferFull { volume, level }) => {
-                let named = self.members.iter().find(|entry| entry.export == volume);
+            Incoming::Event(IncomingEvent::BufferFull { volume, export, level }) => {
+                let called = export.unwrap_or(volume);
+                let named = self.members.iter().find(|entry| entry.export == called);
                 events.extend(named.map(|entry| LinkEvent::BufferFull { member: entry.member, level }));
             }
             Incoming::Event(IncomingEvent::Other) => {}

@@ -24,6 +24,7 @@ mod jobs;
 mod limits;
 mod links;
 mod managers;
+mod names;
 mod nodes;
 mod pair;
 mod start;
@@ -54,6 +55,7 @@ use execute::HeldCommit;
 use jobs::{Jobs, Waiting};
 use links::Links;
 use managers::Managers;
+use names::Names;
 use nodes::Nodes;
 use pair::Pair;
 use token::Kind;
@@ -108,6 +110,8 @@ struct Daemon {
     graph: Graph,
     /// What waits for a server, or for requests to end.
     nodes: Nodes,
+    /// Hosts that are being looked up, and commands that wait for them.
+    names: Names,
     clients: Clients,
     managers: Managers,
     /// Bound when everything of the command line is served.
@@ -188,6 +192,7 @@ impl Daemon {
         self.tick_pair();
         self.tick_attaching();
         self.tick_nodes();
+        self.tick_names();
         self.rest();
         let mut has_worked = true;
         for _ in 0..ROUNDS_MAX {
@@ -296,7 +301,14 @@ impl Daemon {
         }
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let at = Micros(at.as_micros() as u64);
-        self.managers.tell(&EventReport { volume: &this.name, event, replica: name, at });
+        let export = match event {
+            Event::BufferThreeQuarters | Event::BufferFull => {
+                let named = this.claim_holder().and_then(|connection| self.clients.export_of(connection));
+                named.filter(|export| *export != this.name).unwrap_or_default()
+            }
+            _ => "",
+        };
+        self.managers.tell(&EventReport { volume: &this.name, event, replica: name, export, at });
         if let Event::Replica(_, state) = event
             && let Some(member) = replica.and_then(|replica| replica.member)
         {
@@ -339,6 +351,7 @@ impl Daemon {
             disks,
             self.stores.next_deadline(),
             self.nodes.next_deadline(),
+            self.names.next_deadline(),
             self.clients.next_deadline(),
             self.managers.next_deadline(),
             self.links.next_deadline(),

@@ -9,13 +9,13 @@ use twinblock_core::secondary::Port;
 use twinblock_core::{Micros, Stage};
 use twinblock_io_posix::nbd_disk::{LinkEvent, NbdDisk, NbdOptions};
 use twinblock_io_posix::poller::Ready;
-use twinblock_io_posix::socket::Target;
 
 use super::Daemon;
 use super::clients::Served;
 use super::devices::AnyDisk;
 use super::execute::Asker;
 use super::jobs::Waiter;
+use super::names::Names;
 use super::pair::NewReplica;
 use super::volume::Volume;
 use crate::graph::{Child, Driver, Graph, Kind, Node, NodeSpec, Seat};
@@ -106,10 +106,10 @@ fn new_volume<'g>(graph: &'g Graph, added: &[String]) -> Option<NewVolume<'g>> {
 }
 
 /// Whether the servers of a quorum's replicas have addresses.
-fn check_addresses(graph: &Graph, quorum: &Node) -> Result<(), String> {
+fn check_addresses(graph: &Graph, names: &Names, quorum: &Node) -> Result<(), String> {
     for edge in quorum.children.iter().skip(1) {
         if let Some(Kind::Nbd { uri }) = graph.disk_below(&edge.node).map(|disk| &disk.kind) {
-            Target::resolve(&uri.address).map_err(|error| format!("node '{}': {error}", edge.node))?;
+            names.target(&uri.address).map_err(|error| format!("node '{}': {error}", edge.node))?;
         }
     }
     Ok(())
@@ -137,7 +137,7 @@ impl Daemon {
             return Ok(Added::Unconnected(uri.clone()));
         }
         if let Some(volume) = &volume {
-            check_addresses(&next, volume.node)?;
+            check_addresses(&next, &self.names, volume.node)?;
         }
         let mut opened = HashMap::new();
         for node in added.iter().filter_map(|name| next.find(name)) {
@@ -245,8 +245,9 @@ impl Daemon {
                 Err(format!("{WAITING_MAX} disks are being connected to already; try again"))
             }
             Added::Unconnected(uri) => {
+                let target = self.names.target(&uri.address).map_err(|error| format!("{uri}: {error}"))?;
                 let mut disk = self.stores.link(None)?;
-                match disk.open(&uri, NbdOptions::disk(), self.now) {
+                match disk.open_at(&uri, target, NbdOptions::disk(), self.now) {
                     Ok(()) => Ok(Some(disk)),
                     Err(error) => {
                         self.stores.give_back(disk);

@@ -10,7 +10,7 @@ use twinblock_core::node::{
 };
 use twinblock_core::primary::{self, Command};
 use twinblock_core::{Micros, Refused, ReplicaState, Stage};
-use twinblock_io_posix::nbd_disk::{LinkEvent as DiskEvent, NbdOptions};
+use twinblock_io_posix::nbd_disk::{LinkEvent as DiskEvent, NbdDisk, NbdOptions};
 
 use super::Daemon;
 use super::jobs::{Trouble, Waiter, Waiting};
@@ -138,7 +138,9 @@ impl Daemon {
                 "replica '{name}' is attached already; detach it first, or give another name"
             ));
         }
-        let node = control.map(|control| self.links.node(control)).transpose()?;
+        let resolve = |address: &Address| self.names.target(address);
+        let target = resolve(&uri.address).map_err(|error| format!("replica '{name}': {error}"))?;
+        let node = control.map(|control| self.links.node(control, resolve)).transpose()?;
         let place =
             this.replicas.iter().position(|replica| replica.as_ref().is_some_and(|known| known.name == name));
         let is_new = place.is_none();
@@ -159,7 +161,7 @@ impl Daemon {
             peer_timeout: twinblock_io_posix::socket::PeerTimeout(self.peer_timeout),
             ..NbdOptions::replica(Some(self.identity))
         };
-        let opened = this.nbd_disk(index as u8).map(|disk| disk.open(uri, options, self.now));
+        let opened = this.nbd_disk(index as u8).map(|disk| disk.open_at(uri, target, options, self.now));
         if let Some(Err(error)) = opened {
             return Err(format!("replica '{name}': {error}"));
         }
@@ -232,6 +234,12 @@ impl Daemon {
         let name = name.map_or_else(String::new, |replica| replica.name.clone());
         let volume_name = this.name.clone();
         let now = self.now;
+        let is_new = matches!(event, DiskEvent::Connected(_))
+            && this.nbd_disk(replica).is_some_and(NbdDisk::take_restarted);
+        if let (true, Some(driver)) = (is_new, this.primary()) {
+            // Stale is what a detached one is.
+            let _ = driver.offer(now, primary::Input::Restarted(replica));
+        }
         let (Some(driver), input) = (
             this.primary(),
             match event {

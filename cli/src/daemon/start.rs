@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tracing::subscriber::NoSubscriber;
 use tracing::{info, warn};
+use twinblock_core::nbd::RUN_MIN;
 use twinblock_core::node::Operation;
 use twinblock_core::{Identity, Micros};
 use twinblock_io_posix::memory::{Counts, HostPool, PoolSizes};
@@ -19,6 +20,7 @@ use super::clients::Clients;
 use super::jobs::{Jobs, Waiter};
 use super::links::Links;
 use super::managers::Managers;
+use super::names::Names;
 use super::nodes::{Added, Nodes};
 use super::pair::{NewReplica, Pair};
 use super::token::{Kind, token};
@@ -63,17 +65,19 @@ impl Daemon {
         let stores = Stores::new(&mut pool, workers, secondaries, spec.connections_max);
         let stores = stores.map_err(Failure::Refused)?;
         let handshake_max = Micros(spec.handshake_timeout.0.as_micros() as u64);
+        let names = Names::new(poller.waker()).map_err(|error| failed("cannot start threads", &error))?;
         let identity = new_identity().map_err(|error| failed("cannot choose an identity", &error))?;
         let mut daemon = Self {
             started,
             now: Micros(0),
             life: Life::Serving,
-            clients: Clients::new(usize::from(places), pool.large_bytes(), handshake_max),
+            clients: Clients::new(usize::from(places), pool.large_bytes(), handshake_max, run_of(identity)),
             pool,
             volumes: Vec::with_capacity(volumes_max),
             volumes_max,
             graph: Graph::default(),
             nodes: Nodes::default(),
+            names,
             managers: Managers::new(),
             control: None,
             jobs: Jobs::default(),
@@ -91,6 +95,7 @@ impl Daemon {
             stores,
         };
         daemon.begin(spec)?;
+        daemon.names.is_serving = true;
         if let Some(line) = too_few {
             warn!("{line}");
         }
@@ -288,6 +293,12 @@ fn signals(poller: &mut Poller) -> std::io::Result<(UnixStream, Registration)> {
     let registration = poller.register(&here, Interest::READ, token(Kind::Signal, 0));
     let registration = registration.ok_or(std::io::ErrorKind::OutOfMemory)?;
     Ok((here, registration))
+}
+
+/// The number of this run of the daemon, for primaries that come back.
+const fn run_of(identity: Identity) -> u32 {
+    let [one, two, three, four, ..] = identity.0;
+    u32::from_be_bytes([one, two, three, four]) | RUN_MIN.next_power_of_two()
 }
 
 fn new_identity() -> std::io::Result<Identity> {

@@ -176,6 +176,9 @@ pub struct EventReport<'a> {
     pub event: Event,
     /// Name of the replica that the event names by its index; of no meaning for other events.
     pub replica: &'a str,
+    /// Name by which the volume's primary calls it, where that is another one: that primary is to hear of a full buffer.
+    /// Of no meaning for other events; empty if there is none.
+    pub export: &'a str,
     /// When, since 1970-01-01 00:00 UTC, as QMP wants it; 0 where there is no calendar.
     pub at: Micros,
 }

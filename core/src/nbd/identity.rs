@@ -1,10 +1,13 @@
 //! The identity of a primary as the name of a metadata context: `twinblock:primary=` and 32 lower-case hexadecimal
-//! digits. Servers that do not know the name ignore it.
+//! digits. Servers that do not know the name ignore it. The number that a server gives the context is the number of its
+//! run, so that a primary learns whether it is back at a server that was never gone.
 
 use crate::Identity;
 
 /// What the name starts with.
 const PREFIX: &[u8] = b"twinblock:primary=";
+/// Least number of a run: lower ones say nothing of it.
+pub const RUN_MIN: u32 = 3;
 /// Bytes of the whole name.
 pub(super) const NAME_BYTES: usize = 50;
 const _: () = assert!(NAME_BYTES == PREFIX.len() + 32, "two digits for each of 16 bytes");

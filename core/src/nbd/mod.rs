@@ -32,6 +32,8 @@ mod testing;
 mod tests;
 
 #[cfg(any(feature = "nbd-client", feature = "nbd-server"))]
+pub use identity::RUN_MIN;
+#[cfg(any(feature = "nbd-client", feature = "nbd-server"))]
 pub use output::{OutputEntry, Segment, Segments};
 
 /// The settings or the memory for a session cannot work.

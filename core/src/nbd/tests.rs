@@ -4,7 +4,7 @@ use std::vec::Vec;
 
 use super::client::{ClientConfig, ClientEvent, ClientMemory, Session, TransferSlot};
 use super::output::OutputEntry;
-use super::server::{Export, ServerEvent};
+use super::server::{Export, ServerConfig, ServerEvent};
 use super::testing::{Buffers, Chance, Server, Sizes, leak, take};
 use super::wire::TransmissionFlags;
 use crate::block::{Action, Capabilities, Completion, Tag, Transfer};
@@ -260,5 +260,22 @@ fn both_sessions_keep_a_disk_right_whatever_the_order() {
         assert_eq!(pair.client.oldest_in_flight(), None);
         pair.settle();
         pair.server.assert_idle();
+    }
+}
+
+#[test]
+fn a_primary_is_told_which_run_of_the_server_it_has_reached() {
+    let identity = Some(Identity([5; 16]));
+    for (run, who, told) in [
+        (77, identity, Some(77)),
+        (super::RUN_MIN, identity, Some(super::RUN_MIN)),
+        (super::RUN_MIN - 1, identity, None),
+        (0, identity, None),
+        (77, None, None),
+    ] {
+        let config = ServerConfig { run, ..ServerConfig::new(4096, 5) };
+        let server = Server::with(Sizes::LARGE, config, std::vec![export()]);
+        let client = ClientConfig { export: "disk", identity: who, want_allocation: true };
+        assert_eq!(Pair::new(server, client, 7).open().run, told, "{run} to {who:?}");
     }
 }

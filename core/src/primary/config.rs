@@ -27,7 +27,8 @@ pub enum ConfigError {
     Block,
     /// The table has no place.
     Table,
-    /// A bitmap has too few words; [`Primary::bitmap_words`](super::Primary::bitmap_words) tells how many are needed.
+    /// A bitmap has too few words; [`Primary::bitmap_words`](super::Primary::bitmap_words) and
+    /// [`Primary::replica_words`](super::Primary::replica_words) tell how many are needed.
     Bitmap,
     /// There are more replicas than [`REPLICAS_MAX`](super::REPLICAS_MAX).
     Replicas,
@@ -46,7 +47,7 @@ pub struct Storage<'m> {
     pub written: &'m mut [u64],
     /// What the primary disk failed to take: [`Primary::bitmap_words`](super::Primary::bitmap_words).
     pub lost: &'m mut [u64],
-    /// Replicas, each with its dirty bitmap.
+    /// Replicas, each with its bitmaps.
     pub replicas: &'m mut [Replica<'m>],
 }
 

@@ -2,7 +2,9 @@
 
 use core::hash::{Hash, Hasher};
 
+use super::unflushed::Unflushed;
 use super::{Primary, Replica, Storage};
+use crate::bitmap::Bitmap;
 
 impl Primary<'_> {
     /// This machine once more, in other memory; the two then go their own ways. `None` if that memory has not the shape
@@ -38,7 +40,7 @@ impl Primary<'_> {
     #[must_use]
     pub fn broken_invariant(&self) -> Option<&'static str> {
         let bitmaps = [&self.written, &self.lost].into_iter();
-        let mut bitmaps = bitmaps.chain(self.replicas.iter().filter_map(|replica| replica.dirty.as_ref()));
+        let mut bitmaps = bitmaps.chain(self.replicas.iter().flat_map(Replica::bitmaps));
         let mut checks = [
             (self.replicas.iter().all(|replica| replica.is_behind || !replica.has_dirty()), "P2"),
             (self.lost.count() != 0 || self.lost_holders.is_empty(), "P3"),
@@ -51,6 +53,11 @@ impl Primary<'_> {
 }
 
 impl Replica<'_> {
+    fn bitmaps(&self) -> impl Iterator<Item = &Bitmap<'_>> {
+        let unflushed = self.unflushed.iter().flat_map(|unflushed| [&unflushed.recent, &unflushed.asked]);
+        self.dirty.iter().chain(unflushed)
+    }
+
     fn has_dirty(&self) -> bool {
         self.dirty.as_ref().is_some_and(|dirty| dirty.count() != 0)
     }
@@ -76,7 +83,10 @@ impl Hash for Primary<'_> {
         } = self;
         (table, connections, written, lost).hash(state);
         for Replica { words: _, dirty, link, is_behind, unflushed, in_flight, told } in replicas.iter() {
-            (dirty, link, is_behind, unflushed, in_flight, told).hash(state);
+            (dirty, link, is_behind, in_flight, told).hash(state);
+            if let Some(Unflushed { recent, asked }) = unflushed {
+                (recent, asked).hash(state);
+            }
         }
         (lost_holders, stage, barrier, epoch, errors, notices).hash(state);
     }

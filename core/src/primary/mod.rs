@@ -23,6 +23,7 @@
 //! * P3: a read never gives older bytes than the last answered write: what the primary disk failed to take is read from
 //!   a replica that took it, or not at all.
 //! * P4: while a barrier is up, no modification begins that came after it.
+//! * P5: what a replica took is durable there, unflushed or dirty.
 
 mod config;
 mod entry;
@@ -34,6 +35,7 @@ mod read;
 mod replica;
 #[cfg(test)]
 mod tests;
+mod unflushed;
 mod write;
 
 pub use config::{Config, ConfigError, Storage};
@@ -108,8 +110,11 @@ pub enum Input {
     Completed(Device, Completion),
     /// An operation.
     Command(CommandId, Command),
-    /// The link to an attached replica is up, and this is what the replica presents.
+    /// The link to an attached replica is up, and this is what the replica presents. Unless the replica is known to have
+    /// run without a break since it was last connected, [`Input::Restarted`] is offered before.
     Connected(u8, Geometry),
+    /// An attached replica was started anew, or may have been: what no flush has covered may be gone there.
+    Restarted(u8),
     /// The link is down; its transfers have failed or will.
     Disconnected(u8),
     /// The replica says that it misses something, or is unfit for another reason.
@@ -148,6 +153,12 @@ impl<'m> Primary<'m> {
     #[must_use]
     pub const fn bitmap_words(size_bytes: u64, dirty_granule_bytes: u32) -> usize {
         Bitmap::words_for(size_bytes.div_ceil(dirty_granule_bytes as u64))
+    }
+
+    /// How many words a [`Replica`] takes: three bitmaps, of what it misses and of what it has not flushed.
+    #[must_use]
+    pub const fn replica_words(size_bytes: u64, dirty_granule_bytes: u32) -> usize {
+        Self::bitmap_words(size_bytes, dirty_granule_bytes).saturating_mul(3)
     }
 
     /// A primary in stage None, with no replica attached.
@@ -229,6 +240,7 @@ impl<'m> Primary<'m> {
             Input::Completed(device, completion) => self.complete(device, &completion),
             Input::Command(command, wanted) => self.command(command, wanted),
             Input::Connected(replica, geometry) => self.connected(replica, &geometry),
+            Input::Restarted(replica) => self.restarted(replica),
             Input::Disconnected(replica) => self.disconnected(replica),
             Input::Missing(replica) => self.missing(replica),
         }

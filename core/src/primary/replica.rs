@@ -1,14 +1,15 @@
 //! What a primary knows of its replicas.
 
+use super::unflushed::Unflushed;
 use super::write::Legs;
 use super::{Config, Primary};
 use crate::bitmap::Bitmap;
 use crate::block::{Capabilities, Geometry};
 use crate::{Device, Errno, ErrorKind, Event, Extent, Refused, ReplicaState};
 
-/// One replica with its dirty bitmap; an array of these is borrowed by the machine.
+/// One replica with its bitmaps; an array of these is borrowed by the machine.
 ///
-/// Capacity: unit replicas, the detached ones included whose bitmap is kept; one place and one bitmap each; two
+/// Capacity: unit replicas, the detached ones included whose bitmaps are kept; one place and three bitmaps each; two
 /// standbys take 2; when all are taken another one is refused with [`Refused::NoRoom`]; at most 32.
 #[derive(Debug)]
 pub struct Replica<'m> {
@@ -16,18 +17,9 @@ pub struct Replica<'m> {
     pub(super) dirty: Option<Bitmap<'m>>,
     pub(super) link: Link,
     pub(super) is_behind: bool,
-    pub(super) unflushed: Unflushed,
+    pub(super) unflushed: Option<Unflushed<'m>>,
     pub(super) in_flight: u16,
     pub(super) told: Option<ReplicaState>,
-}
-
-/// Whether a replica holds what no successful flush has covered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Unflushed {
-    Nothing,
-    /// The flush that was asked for last covers all of it.
-    Covered,
-    Something,
 }
 
 /// Whether a replica belongs to the mirror.
@@ -60,7 +52,7 @@ pub struct ReplicaStatus {
 }
 
 impl<'m> Replica<'m> {
-    /// A replica with the words of its bitmap: [`Primary::bitmap_words`] of them.
+    /// A replica with the words of its bitmaps: [`Primary::replica_words`] of them.
     #[must_use]
     pub const fn new(words: &'m mut [u64]) -> Self {
         Self {
@@ -68,17 +60,19 @@ impl<'m> Replica<'m> {
             dirty: None,
             link: Link::Unused,
             is_behind: false,
-            unflushed: Unflushed::Nothing,
+            unflushed: None,
             in_flight: 0,
             told: None,
         }
     }
 
     pub(super) fn reset(&mut self, bits: u64) -> bool {
-        if let Some(words) = self.words.take() {
-            self.dirty = Bitmap::new(words, bits);
+        if let Some([dirty, recent, asked]) = self.words.take().and_then(|words| split(words, bits)) {
+            self.dirty = Bitmap::new(dirty, bits);
+            let unflushed = Bitmap::new(recent, bits).zip(Bitmap::new(asked, bits));
+            self.unflushed = unflushed.map(|(recent, asked)| Unflushed { recent, asked });
         }
-        self.dirty.as_ref().is_some_and(|dirty| dirty.bits() == bits)
+        self.unflushed.is_some() && self.dirty.as_ref().is_some_and(|dirty| dirty.bits() == bits)
     }
 
     pub(super) const fn is_behind(&self) -> bool {
@@ -88,20 +82,21 @@ impl<'m> Replica<'m> {
     /// Becomes what another one is; `None` if there are too few words.
     #[cfg(feature = "inspect")]
     pub(super) fn copy_from(&mut self, other: &Replica<'_>) -> Option<()> {
-        let words = self.words.take();
-        self.dirty = match &other.dirty {
-            Some(dirty) => Some(dirty.copied_into(words?)?),
-            None => None,
-        };
+        if let (Some(dirty), Some(unflushed)) = (&other.dirty, &other.unflushed) {
+            let [words, recent, asked] = split(self.words.take()?, dirty.bits())?;
+            self.dirty = Some(dirty.copied_into(words)?);
+            let (recent, asked) =
+                (unflushed.recent.copied_into(recent)?, unflushed.asked.copied_into(asked)?);
+            self.unflushed = Some(Unflushed { recent, asked });
+        }
         self.link = other.link;
         self.is_behind = other.is_behind;
-        self.unflushed = other.unflushed;
         self.in_flight = other.in_flight;
         self.told = other.told;
         Some(())
     }
 
-    const fn is_attached(&self) -> bool {
+    pub(super) const fn is_attached(&self) -> bool {
         matches!(self.link, Link::Down | Link::Up)
     }
 
@@ -196,40 +191,6 @@ impl Primary<'_> {
         }
     }
 
-    /// A replica has taken what a crash may take from it again.
-    pub(super) fn note_unflushed(&mut self, replica: u8) {
-        if let Some(place) = self.replicas.get_mut(usize::from(replica)) {
-            place.unflushed = Unflushed::Something;
-        }
-    }
-
-    /// A replica is asked to flush what it has taken so far.
-    pub(super) fn ask_flush(&mut self, replica: usize) {
-        if let Some(place) = self.replicas.get_mut(replica)
-            && place.unflushed == Unflushed::Something
-        {
-            place.unflushed = Unflushed::Covered;
-        }
-    }
-
-    /// A flush of a replica has succeeded. One that was asked for later, and covers more, is still to answer then, and
-    /// makes the replica behind if it fails.
-    pub(super) fn flushed(&mut self, replica: u8) {
-        if let Some(place) = self.replicas.get_mut(usize::from(replica))
-            && place.unflushed == Unflushed::Covered
-        {
-            place.unflushed = Unflushed::Nothing;
-        }
-    }
-
-    /// A flush leaves a replica out that is not reachable: what it has taken, and may have lost, is not covered.
-    pub(super) fn leave_out_of_flush(&mut self, replica: usize) {
-        let place = self.replicas.get(replica);
-        if place.is_some_and(|place| place.is_attached() && place.unflushed != Unflushed::Nothing) {
-            self.note_behind(replica);
-        }
-    }
-
     fn tell(&mut self, replica: usize) {
         let Some(place) = self.replicas.get_mut(replica) else { return };
         let state = place.state();
@@ -267,7 +228,9 @@ impl Primary<'_> {
         let Some(place) = self.replicas.get_mut(index) else { return };
         if let Some(dirty) = &mut place.dirty {
             if is_new || place.link == Link::Unused {
-                place.unflushed = Unflushed::Nothing;
+                if let Some(unflushed) = &mut place.unflushed {
+                    unflushed.clear();
+                }
                 dirty.clear_all();
                 dirty.union_with(&self.written);
                 place.is_behind = dirty.count() != 0;
@@ -314,6 +277,14 @@ impl Primary<'_> {
         self.note_behind(usize::from(replica));
         Ok(())
     }
+}
+
+/// Words for the three bitmaps of a replica.
+fn split(words: &mut [u64], bits: u64) -> Option<[&mut [u64]; 3]> {
+    let each = Bitmap::words_for(bits);
+    let (one, rest) = words.split_at_mut_checked(each)?;
+    let (two, three) = rest.split_at_mut_checked(each)?;
+    Some([one, two, three])
 }
 
 fn check_geometry(config: &Config, here_bytes: u64, geometry: &Geometry) -> Result<(), Refused> {

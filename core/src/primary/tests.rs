@@ -54,12 +54,13 @@ impl Bench {
     fn over(disk: Geometry) -> Self {
         let config = Config { window_bytes: 16384, dirty_granule_bytes: GRANULE, block_bytes: 1 };
         let words = Primary::bitmap_words(SIZE, GRANULE);
+        let each = Primary::replica_words(SIZE, GRANULE);
         let storage = Storage {
             table: leak(Slot::FREE, 8),
             connections: leak(Connection::FREE, 2),
             written: leak(0, words),
             lost: leak(0, words),
-            replicas: vec![Replica::new(leak(0, words)), Replica::new(leak(0, words))].leak(),
+            replicas: vec![Replica::new(leak(0, each)), Replica::new(leak(0, each))].leak(),
         };
         let mut bench = Self {
             machine: Primary::new(config, disk, storage).unwrap(),

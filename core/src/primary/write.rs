@@ -72,11 +72,14 @@ pub(super) struct Mirror {
     asked: Legs,
     succeeded: Legs,
     disk_failure: Option<Errno>,
+    /// Of a flush: replicas whose success makes durable what they are asked to flush.
+    pub(super) covers: Legs,
 }
 
 impl Mirror {
     pub(super) const fn of(legs: Legs) -> Self {
-        Self { next: legs, slow: Legs::NONE, asked: legs, succeeded: Legs::NONE, disk_failure: None }
+        let none = Legs::NONE;
+        Self { next: legs, slow: none, asked: legs, succeeded: none, disk_failure: None, covers: legs }
     }
 }
 
@@ -141,7 +144,7 @@ impl Primary<'_> {
         match result {
             Ok(_) => {
                 mirror.succeeded = mirror.succeeded.with(leg);
-                self.leg_succeeded(work, device);
+                self.leg_succeeded(work, &mirror, device);
             }
             Err(Errno::Unsupported) if was_fast => {
                 mirror.slow = mirror.slow.with(leg);
@@ -164,11 +167,14 @@ impl Primary<'_> {
         }
     }
 
-    fn leg_succeeded(&mut self, work: &Work, device: Device) {
+    fn leg_succeeded(&mut self, work: &Work, mirror: &Mirror, device: Device) {
         let Device::Replica(replica) = device else { return };
         match work.request.op {
-            Op::Flush => self.flushed(replica),
-            Op::Write { fua: false, .. } | Op::WriteZeroes { fua: false, .. } => self.note_unflushed(replica),
+            Op::Flush => self.flushed(replica, mirror.covers.has(Legs::of(device))),
+            Op::Write { fua: false, .. } | Op::WriteZeroes { fua: false, .. } => {
+                let (first, count) = self.granules(work.request.extent);
+                self.note_unflushed(replica, first, count);
+            }
             _ => {}
         }
     }
@@ -182,7 +188,7 @@ impl Primary<'_> {
                 self.lost_holders = self.lost_holders.without(Legs::replica(replica));
             }
         } else {
-            self.note_behind(replica);
+            self.flush_failed(replica);
         }
     }
 

@@ -183,7 +183,7 @@ impl NbdDisk {
         self.receive(memory)?;
         while let Some(event) = self.session.poll_event() {
             match event {
-                ClientEvent::Ready(info) => self.come_up(info.geometry())?,
+                ClientEvent::Ready(info) => self.come_up(info.geometry(), info.run)?,
                 ClientEvent::Failed(error) => {
                     // For logs: one line.
                     let text = self.session.error_text().replace(char::is_control, " ");
@@ -251,7 +251,7 @@ impl NbdDisk {
         }
     }
 
-    fn come_up(&mut self, geometry: Geometry) -> Result<(), String> {
+    fn come_up(&mut self, geometry: Geometry, run: Option<u32>) -> Result<(), String> {
         let Some(peer) = &mut self.peer else { return Ok(()) };
         let first = *peer.first.get_or_insert(geometry);
         let is_read_only = |geometry: Geometry| geometry.capabilities.contains(Capabilities::READ_ONLY);
@@ -269,6 +269,8 @@ impl NbdDisk {
             return Err(reason);
         }
         (peer.refused, peer.gave_up, peer.pause) = (None, false, peer.options.pause_min);
+        peer.may_be_new |= run.is_none() || peer.run != run;
+        peer.run = run;
         tracing::info!(server = peer.name, size_bytes = geometry.size_bytes, "connected");
         self.link = match std::mem::replace(&mut self.link, Link::Closed) {
             Link::Handshake { wire, .. } => Link::Up(wire),

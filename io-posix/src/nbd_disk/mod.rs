@@ -200,6 +200,10 @@ struct Peer {
     /// As at the first connection.
     first: Option<Geometry>,
     pause: Micros,
+    /// Which run of the server was reached last, if it has told.
+    run: Option<u32>,
+    /// It may be another one than before; nobody has asked since.
+    may_be_new: bool,
     /// Since when there is no connection.
     down_since: Micros,
     /// Transfers no longer wait.
@@ -248,6 +252,20 @@ impl NbdDisk {
     /// # Errors
     /// The name is not known, or the disk is not closed, or not all its completions and events were taken.
     pub fn open(&mut self, uri: &NbdUri, options: NbdOptions, now: Micros) -> io::Result<()> {
+        self.open_at(uri, Target::resolve(&uri.address)?, options, now)
+    }
+
+    /// As [`Self::open`], with the server's name looked up already, which may take long.
+    ///
+    /// # Errors
+    /// The disk is not closed, or not all its completions and events were taken.
+    pub fn open_at(
+        &mut self,
+        uri: &NbdUri,
+        target: Target,
+        options: NbdOptions,
+        now: Micros,
+    ) -> io::Result<()> {
         if !self.is_closed() || self.table.count() != 0 || !self.done.is_empty() || !self.events.is_empty() {
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, "the disk is still in use"));
         }
@@ -259,13 +277,18 @@ impl NbdDisk {
             identity: options.identity,
             want_allocation: options.want_allocation,
         };
+        let name = uri.to_string();
+        // One that was let go and is taken again.
+        let run = self.peer.as_ref().filter(|peer| peer.name == name).and_then(|peer| peer.run);
         self.peer = Some(Peer {
-            name: uri.to_string(),
-            target: Target::resolve(&uri.address)?,
+            name,
+            target,
             config,
             options,
             first: None,
             pause: options.pause_min,
+            run,
+            may_be_new: false,
             down_since: now,
             gave_up: false,
             refused: None,
@@ -273,6 +296,12 @@ impl NbdDisk {
         self.now = now;
         self.link = Link::Down { retry_at: now };
         Ok(())
+    }
+
+    /// Whether the server may have been started anew since this was asked last: then what no flush has covered may be gone
+    /// there. Ask it after [`LinkEvent::Connected`].
+    pub fn take_restarted(&mut self) -> bool {
+        self.peer.as_mut().is_some_and(|peer| std::mem::take(&mut peer.may_be_new))
     }
 
     /// Waits for the first connection, for a disk without which there is nothing to start with. Its event is left to

@@ -169,12 +169,12 @@ fn check_incoming(bytes: &[u8], scratch: Option<usize>) {
         Incoming::Greeting => twinblock_core::control::json::write_greeting(out),
         Incoming::Return { id, epoch } => write_answer(out, &epoch.map_or(Answer::Done, Answer::Epoch), id),
         Incoming::Error { id, desc, .. } => write_error(out, ErrorClass::GenericError, desc, id),
-        Incoming::Event(IncomingEvent::BufferFull { volume, level }) => {
-            write_event(out, &full(volume, level))
+        Incoming::Event(IncomingEvent::BufferFull { volume, export, level }) => {
+            write_event(out, &full(volume, export.unwrap_or_default(), level))
         }
         Incoming::Event(IncomingEvent::Other) => {
             let event = Event::View(twinblock_core::View::Broken);
-            write_event(out, &EventReport { volume: "v", event, replica: "", at: Micros(0) })
+            write_event(out, &EventReport { volume: "v", event, replica: "", export: "", at: Micros(0) })
         }
     });
     let mut room = vec![0; line.len()];
@@ -186,12 +186,12 @@ fn check_incoming(bytes: &[u8], scratch: Option<usize>) {
     assert_eq!(again, Ok(expected));
 }
 
-const fn full(volume: &str, level: BufferLevel) -> EventReport<'_> {
+const fn full<'a>(volume: &'a str, export: &'a str, level: BufferLevel) -> EventReport<'a> {
     let event = match level {
         BufferLevel::ThreeQuarters => Event::BufferThreeQuarters,
         BufferLevel::Full => Event::BufferFull,
     };
-    EventReport { volume, event, replica: "", at: Micros(1) }
+    EventReport { volume, event, replica: "", export, at: Micros(1) }
 }
 
 fn check_command(command: &Command<'_>, id: u64) {
@@ -258,8 +258,9 @@ fn check_outgoing(texts: &[String; 4], flags: u8, numbers: [u64; 2]) {
     let line = written(|out| write_error(out, ErrorClass::CommandNotFound, desc, id));
     heard(&line, &Incoming::Error { id, desc, is_missing: false });
     let level = if flags & 1 == 0 { BufferLevel::Full } else { BufferLevel::ThreeQuarters };
-    let line = written(|out| write_event(out, &full(volume, level)));
-    heard(&line, &Incoming::Event(IncomingEvent::BufferFull { volume, level }));
+    let line = written(|out| write_event(out, &full(volume, replica, level)));
+    let export = Some(replica.as_str()).filter(|export| !export.is_empty());
+    heard(&line, &Incoming::Event(IncomingEvent::BufferFull { volume, export, level }));
     let status = StatusText { volume, trouble: Trouble::Behind(replica) };
     let line = written(|out| write_answer(out, &Answer::Status(Some(status)), None));
     let value: Value = serde_json::from_str(&line).expect("it is JSON");

@@ -159,7 +159,8 @@ pub fn run(script: &Script) {
     let mut table = vec![Slot::FREE; places];
     let mut connections = vec![Connection::FREE; CONNECTIONS];
     let (mut written, mut lost) = (vec![0; words], vec![0; words]);
-    let mut bitmaps = vec![vec![0; words]; REPLICAS];
+    let each = Primary::replica_words(disk.size_bytes, config.dirty_granule_bytes);
+    let mut bitmaps = vec![vec![0; each]; REPLICAS];
     let mut replicas: Vec<Replica<'_>> = bitmaps.iter_mut().map(|words| Replica::new(words)).collect();
     let storage = Storage {
         table: &mut table,

@@ -21,6 +21,7 @@ mod tests {
     const DISK_BYTES: usize = 8192;
     const DIRTY_GRANULE: u32 = 512;
     const WORDS: usize = Primary::bitmap_words(DISK_BYTES as u64, DIRTY_GRANULE);
+    const REPLICA_WORDS: usize = Primary::replica_words(DISK_BYTES as u64, DIRTY_GRANULE);
     const MEMORY_BYTES: usize = WINDOW as usize;
     const GUEST: ConnectionId = ConnectionId(1);
     const NOW: Micros = Micros(0);
@@ -32,7 +33,7 @@ mod tests {
     static CONNECTIONS: ConstStaticCell<[Connection<()>; 1]> = ConstStaticCell::new([Connection::FREE; 1]);
     static WRITTEN: ConstStaticCell<[u64; WORDS]> = ConstStaticCell::new([0; WORDS]);
     static LOST: ConstStaticCell<[u64; WORDS]> = ConstStaticCell::new([0; WORDS]);
-    static DIRTY: ConstStaticCell<[u64; WORDS]> = ConstStaticCell::new([0; WORDS]);
+    static REPLICA: ConstStaticCell<[u64; REPLICA_WORDS]> = ConstStaticCell::new([0; REPLICA_WORDS]);
     static REPLICAS: StaticCell<[Replica<'static>; 1]> = StaticCell::new();
 
     type Disk = Blocking<RamDisk<'static>>;
@@ -92,7 +93,7 @@ mod tests {
             connections: CONNECTIONS.take(),
             written: WRITTEN.take(),
             lost: LOST.take(),
-            replicas: REPLICAS.init([Replica::new(DIRTY.take())]),
+            replicas: REPLICAS.init([Replica::new(REPLICA.take())]),
         };
         let machine = Primary::new(config, geometry, storage).unwrap();
         let mut mirror = Mirror {

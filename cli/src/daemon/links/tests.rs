@@ -31,9 +31,9 @@ impl Bench {
             let path = directory.join(number.to_string());
             let listener = UnixListener::bind(&path).unwrap();
             let address = format!("unix:{}", path.display()).parse().unwrap();
-            let node = links.node(&address).unwrap();
+            let node = links.node(&address, resolve).unwrap();
             assert_eq!(
-                (node, links.node(&address)),
+                (node, links.node(&address, resolve)),
                 (NodeIndex(number as u16), Ok(node)),
                 "an address is a node"
             );
@@ -78,6 +78,31 @@ impl Drop for Bench {
     }
 }
 
+fn resolve(address: &Address) -> Result<Target, String> {
+    Target::resolve(address).map_err(|error| error.to_string())
+}
+
+#[test]
+fn two_spellings_of_an_address_are_one_node() {
+    let mut bench = Bench::new("spellings");
+    let folder = bench.directory.display().to_string();
+    let (parent, name) = folder.rsplit_once('/').unwrap();
+    std::os::unix::fs::symlink(bench.directory.join("1"), bench.directory.join("linked")).unwrap();
+    for (spelled, node) in [
+        (format!("unix:{folder}/0"), 0),
+        (format!("unix:{parent}/./{name}/../{name}/0"), 0),
+        (format!("unix:{folder}/linked"), 1),
+        (format!("unix:{folder}/2"), 2),
+        (format!("unix:{folder}/./2"), 2),
+        ("tcp:127.0.0.1:9".into(), 3),
+        ("tcp:localhost:9".into(), 3),
+        ("tcp:localhost:10".into(), 4),
+    ] {
+        let found = bench.links.node(&spelled.parse().unwrap(), resolve);
+        assert_eq!(found, Ok(NodeIndex(node)), "{spelled}");
+    }
+}
+
 #[test]
 fn an_answer_is_that_to_its_question_while_the_checkpoint_lasts() {
     let mut bench = Bench::new("answer");
@@ -119,6 +144,16 @@ fn a_buffer_that_fills_up_is_that_of_the_replica_on_the_node_that_tells() {
         );
         assert!(is_it, "{event:?}");
     }
+    bench.say(
+        0,
+        r#"{"event": "BUFFER_FULL", "data": {"volume": "node7", "level": "full", "export": "disk"}}"#,
+    );
+    assert!(matches!(bench.links.next_event(), Some(LinkEvent::BufferFull { member: FIRST, .. })));
+    bench.say(
+        0,
+        r#"{"event": "BUFFER_FULL", "data": {"volume": "disk", "level": "full", "export": "other"}}"#,
+    );
+    assert!(bench.links.next_event().is_none(), "its primary calls it otherwise");
     bench.say(0, r#"{"event": "BUFFER_FULL", "data": {"volume": "other", "level": "full"}}"#);
     assert!(bench.links.next_event().is_none(), "of no replica here");
 }

@@ -174,8 +174,14 @@ pub fn write_event<W: Write>(out: &mut W, report: &EventReport<'_>) -> fmt::Resu
     match report.event {
         Event::Stage(stage) => json.text_member("stage", stage.name())?,
         Event::Error(kind) => json.text_member("error", error_name(kind))?,
-        Event::BufferThreeQuarters => json.text_member("level", BufferLevel::ThreeQuarters.name())?,
-        Event::BufferFull => json.text_member("level", BufferLevel::Full.name())?,
+        Event::BufferThreeQuarters | Event::BufferFull => {
+            let is_full = report.event == Event::BufferFull;
+            let level = if is_full { BufferLevel::Full } else { BufferLevel::ThreeQuarters };
+            json.text_member("level", level.name())?;
+            if !report.export.is_empty() {
+                json.text_member("export", report.export)?;
+            }
+        }
         Event::View(view) => json.text_member("view", view_name(view))?,
         Event::CommitProgress { total_bytes, done_bytes } => {
             json.number_member("total_bytes", total_bytes)?;

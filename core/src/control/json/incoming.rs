@@ -39,8 +39,10 @@ pub enum Incoming<'a> {
 pub enum IncomingEvent<'a> {
     /// A buffer fills up: a checkpoint is due.
     BufferFull {
-        /// Name of the replication export.
+        /// Name of the volume.
         volume: &'a str,
+        /// Name of its replication export, if that is another one.
+        export: Option<&'a str>,
         /// How full it is.
         level: BufferLevel,
     },
@@ -89,5 +91,7 @@ fn buffer_full<'a>(data: &'a str, scratch: &mut Scratch<'a>) -> Option<IncomingE
         .into_iter()
         .find(|known| value::is_text(level, known.name()))?;
     let volume = scratch.text(data.value_of("volume")?).ok()?;
-    Some(IncomingEvent::BufferFull { volume, level })
+    let export = data.value_of("export").map(|export| scratch.text(export)).transpose().ok()?;
+    let export = export.filter(|export| !export.is_empty());
+    Some(IncomingEvent::BufferFull { volume, export, level })
 }

@@ -32,6 +32,8 @@ pub(super) struct Handshake {
     export: Option<(u64, TransmissionFlags)>,
     /// Minimum, preferred, longest payload.
     blocks: Option<(u32, u32, u32)>,
+    /// The run of the server, if it tells.
+    run: Option<u32>,
     /// The server's words of the last refusal.
     pub(super) text: heapless::String<TEXT_MAX>,
 }
@@ -185,6 +187,10 @@ impl Session<'_> {
                 if self.config.want_allocation && fields.0 == ALLOCATION_CONTEXT {
                     self.allocation_id = Some(id);
                 }
+                let own = self.config.identity.map(identity::encode);
+                if own.is_some_and(|name| fields.0 == name) {
+                    self.handshake.run = Some(id).filter(|run| *run >= identity::RUN_MIN);
+                }
                 Ok(())
             }
             (option::SET_META_CONTEXT, option_reply::ACK) => self.ask_go(),
@@ -266,6 +272,7 @@ impl Session<'_> {
             payload_max,
             has_allocation: is_structured && self.allocation_id.is_some(),
             is_structured,
+            run: self.handshake.run,
         };
         self.info = Some(info);
         self.handshake.text.clear();

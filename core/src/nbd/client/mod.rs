@@ -125,6 +125,8 @@ pub struct ServerInfo {
     pub has_allocation: bool,
     /// Replies are structured.
     pub is_structured: bool,
+    /// Which run of the server this is, if it tells; only those are told who present an identity.
+    pub run: Option<u32>,
 }
 
 impl ServerInfo {

@@ -109,13 +109,16 @@ pub struct ServerConfig {
     pub request_pieces_max: u16,
     /// Upper half of each [`RequestId`](crate::RequestId) of this session: unique among the sessions of a machine.
     pub connection: u16,
+    /// Told to primaries: a number, from [`RUN_MIN`](crate::nbd::RUN_MIN) on, that no other run of this server has had,
+    /// a random one. A primary that meets another one, or none (0), takes what it had not flushed for lost.
+    pub run: u32,
 }
 
 impl ServerConfig {
-    /// Zeroes in pieces of the window, 8 pieces at a time.
+    /// Zeroes in pieces of the window, 8 pieces at a time; the run has no number.
     #[must_use]
     pub const fn new(window_bytes: u32, connection: u16) -> Self {
-        Self { window_bytes, zero_piece_bytes: window_bytes, request_pieces_max: 8, connection }
+        Self { window_bytes, zero_piece_bytes: window_bytes, request_pieces_max: 8, connection, run: 0 }
     }
 }
 

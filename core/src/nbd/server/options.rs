@@ -13,7 +13,7 @@ use crate::{Identity, Pool};
 
 /// Number of `base:allocation` on this server.
 pub(super) const ALLOCATION_ID: u32 = 1;
-/// Number of the context that carries an identity.
+/// Number of the context that carries an identity, if the run has none.
 const IDENTITY_ID: u32 = 2;
 /// A longer option is not even dropped: the connection ends.
 const OPTION_LENGTH_MAX: u32 = 1 << 20;
@@ -226,9 +226,10 @@ impl Session<'_> {
                 let answer = Answer::Contexts { allocation: None, identity };
                 self.enter(State::Answer { option, answer });
             }
-            Answer::Contexts { allocation: None, identity: Some(identity) } => {
-                let id = if option == option::SET_META_CONTEXT { IDENTITY_ID } else { 0 };
-                let parts: [&[u8]; 2] = [&id.to_be_bytes(), &identity::encode(identity)];
+            Answer::Contexts { allocation: None, identity: Some(presented) } => {
+                let run = if self.config.run < identity::RUN_MIN { IDENTITY_ID } else { self.config.run };
+                let id = if option == option::SET_META_CONTEXT { run } else { 0 };
+                let parts: [&[u8]; 2] = [&id.to_be_bytes(), &identity::encode(presented)];
                 self.reply_option(option, option_reply::META_CONTEXT, &parts);
                 self.enter(State::Answer { option, answer: Answer::ACK });
             }

@@ -14,7 +14,7 @@ fn made(change: impl FnOnce(&mut Config, &mut Geometry)) -> Option<ConfigError> 
         connections: leak(Connection::FREE, 1),
         written: leak(0, words),
         lost: leak(0, words),
-        replicas: vec![Replica::new(leak(0, words))].leak(),
+        replicas: vec![Replica::new(leak(0, Primary::replica_words(SIZE, 512)))].leak(),
     };
     Primary::new(config, disk, storage).err()
 }
@@ -50,13 +50,15 @@ fn memory_that_is_too_little_or_too_much_is_named() {
         };
         Primary::new(config, disk, storage).err()
     };
-    assert_eq!(make(1, words, words, 32, words), None);
+    let each = Primary::replica_words(1 << 24, GRANULE);
+    assert_eq!(each, 3 * words, "dirty, and two for what is not flushed");
+    assert_eq!(make(1, words, words, 32, each), None);
     assert_eq!(make(1, words, words, 0, 0), None);
-    assert_eq!(make(0, words, words, 1, words), Some(ConfigError::Table));
-    assert_eq!(make(1, words - 1, words, 1, words), Some(ConfigError::Bitmap));
-    assert_eq!(make(1, words, words - 1, 1, words), Some(ConfigError::Bitmap));
-    assert_eq!(make(1, words, words, 1, words - 1), Some(ConfigError::Bitmap));
-    assert_eq!(make(1, words, words, 33, words), Some(ConfigError::Replicas));
+    assert_eq!(make(0, words, words, 1, each), Some(ConfigError::Table));
+    assert_eq!(make(1, words - 1, words, 1, each), Some(ConfigError::Bitmap));
+    assert_eq!(make(1, words, words - 1, 1, each), Some(ConfigError::Bitmap));
+    assert_eq!(make(1, words, words, 1, each - 1), Some(ConfigError::Bitmap));
+    assert_eq!(make(1, words, words, 33, each), Some(ConfigError::Replicas));
 }
 
 #[test]

@@ -22,25 +22,27 @@ pub(super) struct Room {
     connections: Vec<Connection<()>>,
     written: Vec<u64>,
     lost: Vec<u64>,
-    dirty: Vec<Vec<u64>>,
+    replicas: Vec<Vec<u64>>,
 }
 
 impl Room {
     pub(super) fn new(settings: &Settings) -> Self {
-        let words = Primary::bitmap_words(settings.size_bytes, settings.primary.dirty_granule_bytes);
+        let granule = settings.primary.dirty_granule_bytes;
+        let words = Primary::bitmap_words(settings.size_bytes, granule);
+        let each = Primary::replica_words(settings.size_bytes, granule);
         Self {
             table: vec![Slot::FREE; settings.primary_places],
             connections: vec![Connection::FREE; 8],
             written: vec![0; words],
             lost: vec![0; words],
-            dirty: vec![vec![0; words]; REPLICAS],
+            replicas: vec![vec![0; each]; REPLICAS],
         }
     }
 
     /// The replicas' bitmaps, and the rest.
     pub(super) fn replicas(&mut self) -> (Vec<Replica<'_>>, Rest<'_>) {
-        let Self { table, connections, written, lost, dirty } = self;
-        let replicas = dirty.iter_mut().map(|words| Replica::new(words)).collect();
+        let Self { table, connections, written, lost, replicas } = self;
+        let replicas = replicas.iter_mut().map(|words| Replica::new(words)).collect();
         (replicas, Rest { table, connections, written, lost })
     }
 }

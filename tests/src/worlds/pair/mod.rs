@@ -39,6 +39,7 @@ const IDENTITY: Identity = Identity([1; 16]);
 const VOLUME: VolumeIndex = VolumeIndex(0);
 const MEMBER: MemberIndex = MemberIndex(0);
 const WORDS: usize = Primary::bitmap_words(BLOCKS as u64 * BLOCK, GRANULE_BYTES);
+const REPLICA_WORDS: usize = Primary::replica_words(BLOCKS as u64 * BLOCK, GRANULE_BYTES);
 
 /// A world.
 #[derive(Clone, Copy, Debug)]
@@ -88,7 +89,8 @@ pub const SETTINGS: [Setting; 2] = [
 pub struct Memory {
     primary_table: [Slot<primary::Work>; 3],
     guests: [Connection<()>; 1],
-    words: [[u64; WORDS]; 3],
+    words: [[u64; WORDS]; 2],
+    replica_words: [u64; REPLICA_WORDS],
     table: [Slot<secondary::Work>; 5],
     nodes: Vec<Node>,
     connections: [secondary::Connection; 2],
@@ -286,7 +288,8 @@ impl World for Setting {
         Memory {
             primary_table: [Slot::FREE; 3],
             guests: [Connection::FREE],
-            words: [[0; WORDS]; 3],
+            words: [[0; WORDS]; 2],
+            replica_words: [0; REPLICA_WORDS],
             table: [Slot::FREE; 5],
             nodes: vec![Node::EMPTY; Index::nodes_for(4)],
             connections: [secondary::Connection::FREE; 2],
@@ -296,9 +299,19 @@ impl World for Setting {
     }
 
     fn start<R>(&self, memory: &mut Memory, go_on: impl FnOnce(&mut State<'_>) -> R) -> R {
-        let Memory { primary_table, guests, words, table, nodes, connections, volumes, members } = memory;
-        let [written, lost, dirty] = words;
-        let mut replicas = [Replica::new(dirty)];
+        let Memory {
+            primary_table,
+            guests,
+            words,
+            replica_words,
+            table,
+            nodes,
+            connections,
+            volumes,
+            members,
+        } = memory;
+        let [written, lost] = words;
+        let mut replicas = [Replica::new(replica_words)];
         let storage = primary::Storage {
             table: primary_table,
             connections: guests,
@@ -325,9 +338,19 @@ impl World for Setting {
     }
 
     fn fork<R>(&self, state: &State<'_>, memory: &mut Memory, go_on: impl FnOnce(&mut State<'_>) -> R) -> R {
-        let Memory { primary_table, guests, words, table, nodes, connections, volumes, members } = memory;
-        let [written, lost, dirty] = words;
-        let mut replicas = [Replica::new(dirty)];
+        let Memory {
+            primary_table,
+            guests,
+            words,
+            replica_words,
+            table,
+            nodes,
+            connections,
+            volumes,
+            members,
+        } = memory;
+        let [written, lost] = words;
+        let mut replicas = [Replica::new(replica_words)];
         let storage = primary::Storage {
             table: primary_table,
             connections: guests,

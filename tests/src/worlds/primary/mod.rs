@@ -25,14 +25,17 @@ const REPLICAS: usize = 2;
 const FLYING: usize = 8;
 /// The only connection.
 const GUEST: ConnectionId = ConnectionId(0);
-const WORDS: usize = Primary::bitmap_words(BLOCKS as u64 * BLOCK, (GRANULE_BLOCKS * BLOCK) as u32);
+const GRANULE_BYTES: u32 = (GRANULE_BLOCKS * BLOCK) as u32;
+const WORDS: usize = Primary::bitmap_words(BLOCKS as u64 * BLOCK, GRANULE_BYTES);
+const REPLICA_WORDS: usize = Primary::replica_words(BLOCKS as u64 * BLOCK, GRANULE_BYTES);
 
 /// What a primary borrows.
 #[derive(Debug)]
 pub struct Memory {
     table: Vec<Slot<Work>>,
     connections: [Connection<()>; 1],
-    words: [[u64; WORDS]; 2 + REPLICAS],
+    words: [[u64; WORDS]; 2],
+    replica_words: [[u64; REPLICA_WORDS]; REPLICAS],
 }
 
 /// A state: the machine, and everything around it.
@@ -191,14 +194,15 @@ impl World for Setting {
         Memory {
             table: vec![Slot::FREE; self.places],
             connections: [Connection::FREE],
-            words: [[0; WORDS]; 2 + REPLICAS],
+            words: [[0; WORDS]; 2],
+            replica_words: [[0; REPLICA_WORDS]; REPLICAS],
         }
     }
 
     fn start<R>(&self, memory: &mut Memory, go_on: impl FnOnce(&mut State<'_>) -> R) -> R {
-        let Memory { table, connections, words } = memory;
-        let [written, lost, one, two] = words;
-        let mut replicas = [Replica::new(one), Replica::new(two)];
+        let Memory { table, connections, words, replica_words } = memory;
+        let [written, lost] = words;
+        let mut replicas = replica_words.each_mut().map(|words| Replica::new(words));
         let storage = Storage { table, connections, written, lost, replicas: &mut replicas };
         let geometry = Disk::<BLOCKS>::geometry(false);
         let machine = Primary::new(Self::config(), geometry, storage).expect("it fits");
@@ -215,9 +219,9 @@ impl World for Setting {
     }
 
     fn fork<R>(&self, state: &State<'_>, memory: &mut Memory, go_on: impl FnOnce(&mut State<'_>) -> R) -> R {
-        let Memory { table, connections, words } = memory;
-        let [written, lost, one, two] = words;
-        let mut replicas = [Replica::new(one), Replica::new(two)];
+        let Memory { table, connections, words, replica_words } = memory;
+        let [written, lost] = words;
+        let mut replicas = replica_words.each_mut().map(|words| Replica::new(words));
         let storage = Storage { table, connections, written, lost, replicas: &mut replicas };
         let machine = state.machine.copied_into(storage).expect("memory of one shape");
         go_on(&mut State { machine, around: state.around.clone(), places: self.places, given_up: None })

@@ -15,15 +15,16 @@ proptest! {
     #![proptest_config(cases(200))]
 
     #[test]
-    fn a_full_buffer_is_heard_of_on_the_other_side(volume in text(), is_full: bool) {
+    fn a_full_buffer_is_heard_of_on_the_other_side(volume in text(), export in text(), is_full: bool) {
         let (event, level) = if is_full {
             (Event::BufferFull, BufferLevel::Full)
         } else {
             (Event::BufferThreeQuarters, BufferLevel::ThreeQuarters)
         };
-        let report = EventReport { volume: &volume, event, replica: "", at: Micros(5) };
+        let report = EventReport { volume: &volume, event, replica: "", export: &export, at: Micros(5) };
         let (line, _) = written(|out| write_event(out, &report));
-        let heard = Incoming::Event(IncomingEvent::BufferFull { volume: &volume, level });
+        let export = Some(export.as_str()).filter(|export| !export.is_empty());
+        let heard = Incoming::Event(IncomingEvent::BufferFull { volume: &volume, export, level });
         assert_incoming(&line, &Ok(heard));
     }
 
@@ -41,7 +42,13 @@ proptest! {
 fn messages_that_a_client_need_not_understand_are_passed_over() {
     let (greeting, _) = written(write_greeting);
     assert_incoming(&greeting, &Ok(Incoming::Greeting));
-    let report = EventReport { volume: "v", event: Event::Stage(Stage::Done), replica: "", at: Micros(0) };
+    let report = EventReport {
+        volume: "v",
+        event: Event::Stage(Stage::Done),
+        replica: "",
+        export: "e",
+        at: Micros(0),
+    };
     let (stage, _) = written(|out| write_event(out, &report));
     let other = Ok(Incoming::Event(IncomingEvent::Other));
     assert_incoming(&stage, &other);
@@ -51,6 +58,7 @@ fn messages_that_a_client_need_not_understand_are_passed_over() {
         r#"{"event": "BUFFER", "data": {"volume": "v", "level": "full"}}"#,
         r#"{"event": "BUFFER_FULL", "data": {"volume": "v", "level": "half"}}"#,
         r#"{"event": "BUFFER_FULL", "data": {"volume": 1, "level": "full"}}"#,
+        r#"{"event": "BUFFER_FULL", "data": {"volume": "v", "export": 1, "level": "full"}}"#,
         r#"{"event": 5}"#,
     ] {
         assert_incoming(message, &other);

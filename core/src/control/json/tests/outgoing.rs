@@ -15,7 +15,8 @@ fn answer(answer: Answer<'_>) -> Value {
 }
 
 fn event(event: Event) -> (Value, Value) {
-    let report = EventReport { volume: "vda", event, replica: "far", at: Micros(1_700_000_000_000_042) };
+    let report =
+        EventReport { volume: "vda", event, replica: "far", export: "", at: Micros(1_700_000_000_000_042) };
     let mut value = written(|out| write_event(out, &report)).1;
     assert_eq!(value["timestamp"], json!({"seconds": 1_700_000_000, "microseconds": 42}));
     assert_eq!(value.as_object().unwrap().len(), 3);

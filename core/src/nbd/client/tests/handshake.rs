@@ -44,6 +44,7 @@ fn options_are_asked_one_after_the_other() {
         payload_max: 1 << 20,
         has_allocation: true,
         is_structured: true,
+        run: None,
     };
     assert_eq!(client.session.poll_event(), Some(ClientEvent::Ready(info)));
     let capabilities = Capabilities::FLUSH | Capabilities::STATUS;
