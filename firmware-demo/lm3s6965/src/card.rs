@@ -72,8 +72,12 @@ impl Spi {
         write(Device::Spi, DATA, u32::from(byte));
     }
 
+    /// Waits until all that was put has been sent; as much was received by then.
+    fn wait(&mut self) {
+        while read(Device::Spi, STATUS) & STATUS_BUSY != 0 {}
+    }
+
     fn take(&mut self) -> u8 {
-        while read(Device::Spi, STATUS) & STATUS_RECEIVED == 0 {}
         read(Device::Spi, DATA) as u8
     }
 }
@@ -91,6 +95,7 @@ impl SpiBus<u8> for Spi {
     fn write(&mut self, bytes: &[u8]) -> Result<(), Infallible> {
         for part in bytes.chunks(FIFO_BYTES) {
             part.iter().for_each(|byte| self.put(*byte));
+            self.wait();
             for _ in part {
                 let _ = self.take();
             }
@@ -101,6 +106,7 @@ impl SpiBus<u8> for Spi {
     fn transfer(&mut self, received: &mut [u8], sent: &[u8]) -> Result<(), Infallible> {
         for at in 0..received.len().max(sent.len()) {
             self.put(sent.get(at).copied().unwrap_or(0xff));
+            self.wait();
             let byte = self.take();
             if let Some(place) = received.get_mut(at) {
                 *place = byte;
@@ -112,6 +118,7 @@ impl SpiBus<u8> for Spi {
     fn transfer_in_place(&mut self, bytes: &mut [u8]) -> Result<(), Infallible> {
         for part in bytes.chunks_mut(FIFO_BYTES) {
             part.iter().for_each(|byte| self.put(*byte));
+            self.wait();
             for byte in part {
                 *byte = self.take();
             }
@@ -120,7 +127,7 @@ impl SpiBus<u8> for Spi {
     }
 
     fn flush(&mut self) -> Result<(), Infallible> {
-        while read(Device::Spi, STATUS) & STATUS_BUSY != 0 {}
+        self.wait();
         Ok(())
     }
 }

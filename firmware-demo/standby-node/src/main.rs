@@ -20,7 +20,6 @@ mod settings;
 use cortex_m as _;
 use twinblock_core::driver::Emitted;
 use twinblock_core::{Event, Micros, Notice};
-use twinblock_lm3s6965::card::CardBus;
 use twinblock_lm3s6965::ethernet::Controller;
 use twinblock_lm3s6965::{Board, clock, ethernet, sleep_unless, stack};
 
@@ -42,7 +41,8 @@ fn main() -> ! {
     let mut clock = board.clock;
     let mut watchdog = board.watchdog;
     let now = Micros(clock.now());
-    let Some(program) = Program::build(board.card, board.ethernet, now) else { halt() };
+    let Some(node) = Node::open(board.card) else { halt() };
+    let Some(program) = Program::build(node, board.ethernet, now) else { halt() };
     program.greet();
     loop {
         watchdog.feed();
@@ -71,11 +71,10 @@ struct Reported {
 }
 
 impl Program {
-    /// Wakes the devices. It lies in a static, and is put there by a call of its own: what is moved about meanwhile is not
-    /// in the way of the stack afterwards.
+    /// All but the node. It lies in a static, and is put there by a call of its own: what is moved about meanwhile is not
+    /// on the stack afterwards.
     #[inline(never)]
-    fn build(card: CardBus, ethernet: Controller, now: Micros) -> Option<&'static mut Self> {
-        let node = Node::open(card).map_err(|reason| defmt::error!("no node: {}", reason)).ok()?;
+    fn build(node: &'static mut Node, ethernet: Controller, now: Micros) -> Option<&'static mut Self> {
         let mut network = Network::open(ethernet, now);
         let [first, second] = memory::CLIENTS.take();
         let clients = [Client::new(0, first, &mut network).ok()?, Client::new(1, second, &mut network).ok()?];

@@ -40,15 +40,31 @@ pub(crate) enum NoNode {
 }
 
 impl Node {
-    /// Wakes the card and makes a secondary of it.
+    /// Wakes the card and makes a secondary of it; the log tells why there is none.
     #[inline(never)]
-    pub(crate) fn open(bus: CardBus) -> Result<&'static mut Self, NoNode> {
+    pub(crate) fn open(bus: CardBus) -> Option<&'static mut Self> {
+        match Self::partitions(bus).and_then(|(card, disk, buffer)| Self::over(card, disk, buffer)) {
+            Ok(node) => Some(node),
+            Err(reason) => {
+                defmt::error!("no node: {}", reason);
+                None
+            }
+        }
+    }
+
+    #[inline(never)]
+    fn partitions(bus: CardBus) -> Result<(&'static Card, Partition, Partition), NoNode> {
         let card: &'static Card = memory::CARD.init_with(|| SdCard::new(bus.open(), Spin));
         card.get_card_type().ok_or(NoNode::Card)?;
         card.spi(CardDevice::speed_up);
-        let [Some(disk), Some(buffer), ..] = Partition::table(card).map_err(|_| NoNode::Partitions)? else {
-            return Err(NoNode::Partitions);
-        };
+        match Partition::table(card).map_err(|_| NoNode::Partitions)? {
+            [Some(disk), Some(buffer), ..] => Ok((card, disk, buffer)),
+            _ => Err(NoNode::Partitions),
+        }
+    }
+
+    #[inline(never)]
+    fn over(card: &'static Card, disk: Partition, buffer: Partition) -> Result<&'static mut Self, NoNode> {
         let [disk, buffer] = [disk, buffer].map(|partition| Blocking::new(Region::new(card, partition)));
         let geometry = |device: &Disk| BlockDevice::<Windows<'_>>::geometry(device);
         let storage = Storage {
