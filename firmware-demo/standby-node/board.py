@@ -23,19 +23,21 @@ PARTITIONS = [(0x83, DISK_AT, DISK_BYTES), (0xda, DISK_AT + DISK_BYTES, 4 * MIB)
 NBD_PORT = 10809
 CONTROL_PORT = 10810
 
+
 class Node:
     """The emulated board."""
 
-    def __init__(self, folder, image, decoder):
+    def __init__(self, folder, image):
         self.card = folder / "card.raw"
-        self._image, self._decoder = image, decoder
+        self._image = image
         self._log = folder / "node.defmt"
         self._folder = folder
         self.nbd_port, self.control_port = free_port(), free_port()
         self.control = f"tcp:127.0.0.1:{self.control_port}"
         self.process = None
 
-    def start(self):
+    def launch(self):
+        """Starts it without waiting until it serves."""
         forwards = ",".join(f"hostfwd=tcp:127.0.0.1:{here}-10.0.2.15:{there}" for here, there in
                             [(self.nbd_port, NBD_PORT), (self.control_port, CONTROL_PORT)])
         self.process = Process([
@@ -43,6 +45,9 @@ class Node:
             "-monitor", "none", "-serial", f"file:{self._log}", "-drive", f"if=sd,format=raw,file={self.card}",
             "-netdev", f"user,id=net,restrict=on,{forwards}", "-net", "nic,model=stellaris,netdev=net",
             "-kernel", self._image], self._folder / "emulator.log")
+
+    def start(self):
+        self.launch()
         wait_until("the node answers", self.status_or_none)
 
     def uri(self, export):
@@ -53,10 +58,10 @@ class Node:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10)
         return answer.stdout if answer.returncode == 0 else None
 
-    def log(self):
+    def log(self, decoder):
         """The lines of its log, decoded."""
         with open(self._log, "rb") as log:
-            done = subprocess.run([self._decoder, "-e", self._image, "stdin"], stdin=log, capture_output=True,
+            done = subprocess.run([decoder, "-e", self._image, "stdin"], stdin=log, capture_output=True,
                                   text=True, timeout=30)
         return done.stdout.splitlines()
 

@@ -176,6 +176,13 @@ impl Manager {
 
     fn receive(&mut self, socket: &mut tcp::Socket<'_>) -> Received {
         let received = socket.recv(|bytes| {
+            // White space between messages, such as the line's end, belongs to none.
+            if self.filled == 0 && !self.is_skipping {
+                let between = bytes.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+                if between != 0 {
+                    return (between, (between, false, true));
+                }
+            }
             let end = self.framer.find_end(bytes);
             let taken = end.unwrap_or(bytes.len());
             let place = self.message.get_mut(self.filled..self.filled + taken);
@@ -207,17 +214,14 @@ impl Manager {
     fn understand(&mut self, length: usize, now: Micros, socket: &mut tcp::Socket<'_>, node: &mut Node) {
         let message = core::mem::take(&mut self.message);
         let mut scratch = [0; SCRATCH];
-        let text = message.get(..length).unwrap_or_default();
-        if !text.iter().all(u8::is_ascii_whitespace) {
-            let parsed = json::parse(text, &mut scratch);
-            let admitted = parsed.command.and_then(|command| {
-                self.negotiation.admit(&command)?;
-                Ok(command)
-            });
-            match admitted {
-                Ok(command) => self.obey(command, parsed.id, now, socket, node),
-                Err(error) => self.write(socket, |out| error.write(out, parsed.id)),
-            }
+        let parsed = json::parse(message.get(..length).unwrap_or_default(), &mut scratch);
+        let admitted = parsed.command.and_then(|command| {
+            self.negotiation.admit(&command)?;
+            Ok(command)
+        });
+        match admitted {
+            Ok(command) => self.obey(command, parsed.id, now, socket, node),
+            Err(error) => self.write(socket, |out| error.write(out, parsed.id)),
         }
         self.message = message;
     }
