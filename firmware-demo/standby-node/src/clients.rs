@@ -16,7 +16,9 @@ use twinblock_core::nbd::Segment;
 use twinblock_core::nbd::server::{Export, Exports, ServerConfig, ServerEvent, ServerMemory, Session};
 use twinblock_core::nbd::wire::TransmissionFlags;
 use twinblock_core::secondary::Port;
-use twinblock_core::{ConnectionId, Errno, Memory, Micros, Refused, Reply, Request, Windows};
+use twinblock_core::{
+    BufferIndex, ConnectionId, Data, Errno, Memory, Micros, Pool, Refused, Reply, Request, Windows,
+};
 
 use crate::memory::ClientMemory;
 use crate::network::Network;
@@ -69,10 +71,50 @@ enum State {
     Gone,
 }
 
+/// The one window that a client has: what another one does not read takes nothing from it.
+#[derive(Debug)]
+struct OwnWindow {
+    index: BufferIndex,
+    is_taken: bool,
+}
+
+impl OwnWindow {
+    const fn lend<'n>(&'n mut self, memory: &'n mut Windows<'static>) -> Lent<'n> {
+        Lent { own: self, memory }
+    }
+}
+
+/// A client's window together with the memory that it lies in.
+struct Lent<'n> {
+    own: &'n mut OwnWindow,
+    memory: &'n mut Windows<'static>,
+}
+
+impl Memory for Lent<'_> {
+    fn bytes(&mut self, data: Data) -> Option<&mut [u8]> {
+        self.memory.bytes(data)
+    }
+}
+
+impl Pool for Lent<'_> {
+    fn acquire(&mut self, length: u32) -> Option<BufferIndex> {
+        if self.own.is_taken || length as usize > settings::WINDOW {
+            return None;
+        }
+        self.own.is_taken = true;
+        Some(self.own.index)
+    }
+
+    fn release(&mut self, buffer: BufferIndex) {
+        self.own.is_taken &= buffer != self.own.index;
+    }
+}
+
 /// A place for a client.
 #[derive(Debug)]
 pub(crate) struct Client {
     session: Session<'static>,
+    window: OwnWindow,
     socket: SocketHandle,
     state: State,
     /// What the machine had no place for.
@@ -92,7 +134,8 @@ impl Client {
         let memory = ServerMemory { requests, pieces, option_data, output_bytes, output_entries };
         let session = Session::new(ServerConfig::new(settings::WINDOW as u32, index), memory)?;
         let socket = network.add(receive, send);
-        Ok(Self { session, socket, state: State::Gone, kept: None, chosen: None })
+        let window = OwnWindow { index: BufferIndex(settings::FIRST_WINDOW + index), is_taken: false };
+        Ok(Self { session, window, socket, state: State::Gone, kept: None, chosen: None })
     }
 
     /// Does what can be done with what has come. Whether anything was.
@@ -106,7 +149,7 @@ impl Client {
         let socket = network.socket(self.socket);
         let is_changed = match self.state {
             State::Listening => self.arrive(now, socket),
-            State::Gone => self.listen(socket, &mut node.memory),
+            State::Gone => self.listen(socket, node),
             State::Open { since } => {
                 if self.session.is_handshake() && since.after(settings::HANDSHAKE_MAX) <= now {
                     defmt::info!("a client was dropped: no handshake in time");
@@ -145,8 +188,8 @@ impl Client {
         has_worked
     }
 
-    fn listen(&mut self, socket: &mut tcp::Socket<'_>, memory: &mut Windows<'_>) -> bool {
-        self.session.abandon(memory);
+    fn listen(&mut self, socket: &mut tcp::Socket<'_>, node: &mut Node) -> bool {
+        self.session.abandon(&mut self.window.lend(&mut node.memory));
         // Not before the last piece was replied. The last word to the old peer has left since the socket was given up.
         if self.session.in_flight() != 0 || self.session.reset().is_err() {
             return false;
@@ -178,7 +221,7 @@ impl Client {
         if let Some(request) = self.kept.take() {
             return Ok(Some(ServerEvent::Request(request)));
         }
-        let (session, memory) = (&mut self.session, &mut node.memory);
+        let (session, memory) = (&mut self.session, &mut self.window.lend(&mut node.memory));
         loop {
             if let Some(event) = session.poll_event(memory) {
                 return Ok(Some(event));
@@ -243,20 +286,21 @@ impl Client {
             }
             Err(_) => {
                 let reply = Reply { id: request.id, result: Err(Errno::Invalid) };
-                self.session.handle_reply(reply, &mut node.memory);
+                self.session.handle_reply(reply, &mut self.window.lend(&mut node.memory));
                 true
             }
         }
     }
 
     /// The machine's answer to a piece.
-    pub(crate) fn reply(&mut self, reply: Reply, memory: &mut Windows<'_>) {
-        self.session.handle_reply(reply, memory);
+    pub(crate) fn reply(&mut self, reply: Reply, node: &mut Node) {
+        self.session.handle_reply(reply, &mut self.window.lend(&mut node.memory));
     }
 
     /// Gives TCP what there is to send. Whether it took any.
-    pub(crate) fn send(&mut self, network: &mut Network, memory: &mut Windows<'_>) -> bool {
+    pub(crate) fn send(&mut self, network: &mut Network, node: &mut Node) -> bool {
         let socket = network.socket(self.socket);
+        let memory = &mut self.window.lend(&mut node.memory);
         let mut has_sent = false;
         if !matches!(self.state, State::Open { .. } | State::Closing { .. }) {
             return false;
@@ -300,9 +344,9 @@ impl Client {
         // The machine never had it.
         if let Some(request) = self.kept.take() {
             let reply = Reply { id: request.id, result: Err(Errno::Shutdown) };
-            self.session.handle_reply(reply, &mut node.memory);
+            self.session.handle_reply(reply, &mut self.window.lend(&mut node.memory));
         }
-        self.session.abandon(&mut node.memory);
+        self.session.abandon(&mut self.window.lend(&mut node.memory));
         socket.abort();
         self.state = State::Gone;
     }

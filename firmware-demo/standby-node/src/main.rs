@@ -114,7 +114,7 @@ impl Program {
         // Without a budget left the card had work to do, and may have more.
         has_worked |= budget == 0;
         for client in &mut self.clients {
-            has_worked |= client.send(&mut self.network, &mut self.node.memory);
+            has_worked |= client.send(&mut self.network, self.node);
         }
         self.report(now);
         has_worked
@@ -124,7 +124,7 @@ impl Program {
         match emitted {
             Emitted::Reply(reply) => {
                 if let Some(client) = self.clients.get_mut((reply.id.0 >> 16) as usize) {
-                    client.reply(reply, &mut self.node.memory);
+                    client.reply(reply, self.node);
                 }
             }
             Emitted::Notice(Notice::Answer(command, result)) => {

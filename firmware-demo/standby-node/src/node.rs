@@ -74,8 +74,7 @@ impl Node {
         };
         let machine = Secondary::new(settings::CONFIG, geometry(&disk), geometry(&buffer), storage)
             .map_err(|_| NoNode::Settings)?;
-        let mut windows = Windows::new(memory::WINDOWS.take(), settings::CONFIG.window_bytes);
-        windows.reserve(settings::CONFIG.scratch_count.into());
+        let windows = Windows::new(memory::WINDOWS.take(), settings::CONFIG.window_bytes);
         let driver = Driver::new(machine, SecondaryDevices { disk, buffer });
         Ok(memory::NODE.init(Self {
             driver,

@@ -36,9 +36,11 @@ pub(crate) const WINDOW: usize = 4096;
 pub(crate) const GRANULE: u32 = 4096;
 /// Windows of the machine: one, as the card does one thing at a time.
 const SCRATCH: u8 = 1;
-/// Windows altogether. Each client has one piece at a time, so that none can take the window of another.
+/// Windows altogether: each client has one of its own.
 pub(crate) const WINDOWS: usize = SCRATCH as usize + CLIENTS;
-/// Pieces of one client with the machine or waiting to be sent.
+/// The window of the first client.
+pub(crate) const FIRST_WINDOW: u16 = SCRATCH as u16;
+/// Pieces of one client with the machine.
 pub(crate) const PIECES: usize = 1;
 /// Requests of one client that are not answered; what is beyond waits in TCP.
 pub(crate) const REQUESTS: usize = 4;

@@ -186,11 +186,23 @@ class Clients(NodeTest):
 
     def test_a_stuck_reader_does_not_keep_the_primary_waiting(self):
         self.start()
-        stuck, primary = self.client(GUEST_EXPORT), self.client(EXPORT)
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", self.node.nbd_port))
+        stuck = nbd.NBD()
+        stuck.set_export_name(GUEST_EXPORT)
+        stuck.connect_socket(connection.detach())
         # What it asks for is more than the sockets on the way hold, and it reads nothing of it.
-        stuck.aio_pread(nbd.Buffer(4 * MIB), 0)
+        stuck.aio_pread(nbd.Buffer(DISK_BYTES), 0)
+        time.sleep(2)
+        primary = self.client(EXPORT)
+        deadline = time.monotonic() + 20
         for block in range(8):
-            primary.pwrite(bytes([block]) * BLOCK, block * BLOCK)
+            content = nbd.Buffer.from_bytearray(bytearray([block]) * BLOCK)
+            cookie = primary.aio_pwrite(content, block * BLOCK)
+            while not primary.aio_command_completed(cookie):
+                primary.poll(100)
+                self.assertLess(time.monotonic(), deadline, "the primary waits")
         self.assertEqual(self.on_card(7 * BLOCK, BLOCK), bytes([7]) * BLOCK)
 
 
