@@ -10,6 +10,8 @@ class Section:
     address: int
     data: bytes
     link: int
+    size: int
+    is_loaded: bool
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Elf:
 
     SYMBOL_TABLE = 2
     NO_BITS = 8
+    ALLOCATED = 2
 
     def __init__(self, path):
         with open(path, "rb") as file:
@@ -39,7 +42,8 @@ class Elf:
             return b"" if header[1] == self.NO_BITS else image[header[4]:header[4] + header[5]]
 
         names = content(headers[names_index])
-        self.sections = [Section(text_at(names, h[0]), h[1], h[3], content(h), h[6]) for h in headers]
+        self.sections = [Section(text_at(names, h[0]), h[1], h[3], content(h), h[6], h[5], h[2] & self.ALLOCATED != 0)
+                         for h in headers]
         self.symbols = [symbol for section in self.sections if section.kind == self.SYMBOL_TABLE
                         for symbol in self._symbols(section)]
 

@@ -1,13 +1,13 @@
-//! What the test programs share: a disk in RAM, a secondary over such disks, the panic handler and the guard below the stack.
+//! What the test programs share: a disk in RAM, a secondary over such disks, and the panic handler. The guard below the
+//! stack is the board's.
 #![no_std]
 
 mod disk;
 mod node;
-mod stack;
 
 pub use disk::RamDisk;
 pub use node::{DISK_BYTES, GUEST, Node, PRIMARY, WINDOW};
-pub use stack::{StackUse, guard_stack, stack_use};
+pub use twinblock_lm3s6965::stack::{StackUse, guard_stack, stack_use};
 
 use cortex_m as _;
 use cortex_m_rt as _;

@@ -82,17 +82,31 @@ pub fn write_answer<W: Write>(out: &mut W, answer: &Answer<'_>, id: Option<Id<'_
             }
             json.close('}')?;
         }
-        Answer::Commands => {
-            json.open('[')?;
-            for name in Command::NAMES {
-                json.open('{')?;
-                json.text_member("name", name)?;
-                json.close('}')?;
-            }
-            json.close(']')?;
-        }
+        Answer::Commands => write_names(&mut json, &Command::NAMES)?,
     }
     end_answer(json, id)
+}
+
+/// Writes the answer to `query-commands` of a node that knows these commands alone.
+///
+/// # Errors
+/// Those of the sink.
+pub fn write_commands<W: Write>(out: &mut W, names: &[&str], id: Option<Id<'_>>) -> fmt::Result {
+    let mut json = Emitter::new(out);
+    json.open('{')?;
+    json.key("return")?;
+    write_names(&mut json, names)?;
+    end_answer(json, id)
+}
+
+fn write_names<W: Write>(json: &mut Emitter<'_, W>, names: &[&str]) -> fmt::Result {
+    json.open('[')?;
+    for name in names {
+        json.open('{')?;
+        json.text_member("name", name)?;
+        json.close('}')?;
+    }
+    json.close(']')
 }
 
 /// Writes the answer to a command that failed.

@@ -32,7 +32,8 @@ mod value;
 mod tests;
 
 pub use answer::{
-    ReportWriter, write_answer, write_command, write_error, write_event, write_greeting, write_refusal,
+    ReportWriter, write_answer, write_command, write_commands, write_error, write_event, write_greeting,
+    write_refusal,
 };
 pub use emit::TextBuffer;
 pub use error::{ErrorClass, Expected, ParseError};

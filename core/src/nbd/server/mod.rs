@@ -128,8 +128,9 @@ pub struct ServerMemory<'m> {
     /// Requests that are not answered yet: one slot each, at least 1. When all are taken, nothing is read from this
     /// connection. More let a client keep more requests in flight.
     pub requests: &'m mut [RequestSlot],
-    /// Pieces with the machine or waiting to be sent: one slot each, at least 1. When all are taken, nothing is read
-    /// from this connection. A request of 1 MiB with a window of 256 KiB has 4.
+    /// Pieces with the machine, or answered and waiting for room in the output: one slot each, at least 1. When all are
+    /// taken, nothing is read from this connection. A request of 1 MiB with a window of 256 KiB has 4. What is in the
+    /// output keeps its buffer until it is sent, but no slot: only the pool bounds what a client that does not read holds.
     pub pieces: &'m mut [PieceSlot],
     /// Data of one option, at least [`OPTION_BYTES_MIN`]; an option with more is refused. 8 KiB take any name.
     pub option_data: &'m mut [u8],

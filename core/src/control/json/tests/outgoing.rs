@@ -75,6 +75,8 @@ fn answers_have_the_shapes_that_qmp_gives_them() {
     );
     let names = Command::NAMES.map(|name| json!({"name": name}));
     assert_eq!(answer(Answer::Commands), json!(names));
+    let (line, value) = written(|out| write_commands(out, &["quit"], Some(Id("1"))));
+    assert_eq!(value, json!({"return": [{"name": "quit"}], "id": 1}), "{line}");
     assert_eq!(answer(Answer::Checkpoint { left_out: &[] }), json!({}));
     assert_eq!(answer(Answer::Checkpoint { left_out: &["a", "b"] }), json!({ "left-out": ["a", "b"] }));
 }
