@@ -137,6 +137,8 @@ class Disks(StartTest):
         self.run_in_background(["qemu-nbd", "--persistent", "--format=raw", "--socket", holder, self.disk])
         while not holder.exists():
             pass
+        # It binds its socket first and then takes the disk; it answers when it has.
+        self.connect(f"nbd+unix:///?socket={holder}")
         for role in ("primary", "secondary"):
             self.refused("disk.raw", "qemu-nbd", "lock", role=role, code=1)
         other = self.make_disk("other.raw", MIB)
