@@ -21,12 +21,12 @@ use twinblock_core::nbd::server::{
     ServerEvent, ServerMemory, Session,
 };
 use twinblock_core::nbd::{BadSetup, OutputEntry};
-use twinblock_core::{Errno, Memory, Micros, Reply, Request};
+use twinblock_core::{Errno, Micros, Reply, Request};
 
 use crate::memory::HostPool;
-use crate::outgoing::send_segments;
-use crate::poller::{Interest, Poller, Ready, Registration};
+use crate::poller::{Interest, Poller, Ready};
 use crate::socket::Stream;
+use crate::wire::{Received, Wire};
 
 /// What is received at once: with 4 KiB writes, 15 requests. Payloads of a window go straight to their buffers.
 const RECEIVE_BYTES: usize = 64 << 10;
@@ -57,14 +57,6 @@ impl Default for ConnectionSizes {
     fn default() -> Self {
         Self { requests: 64, pieces: 96, handshake_max: Micros::from_ms(10_000) }
     }
-}
-
-#[derive(Debug)]
-struct Wire {
-    stream: Stream,
-    registration: Option<Registration>,
-    is_readable: bool,
-    is_writable: bool,
 }
 
 #[derive(Debug)]
@@ -146,8 +138,11 @@ impl Connection {
         self.session.abandon(pool);
         self.session.reset().map_err(|_| io::Error::from(io::ErrorKind::ResourceBusy))?;
         (self.start, self.end) = (0, 0);
-        let wire = Wire { stream, registration: None, is_readable: true, is_writable: true };
-        self.state = State::Open { wire, since: now };
+        if self.buffer.is_empty() {
+            // The system may still have that of the last connection.
+            self.buffer = vec![0; RECEIVE_BYTES].into_boxed_slice();
+        }
+        self.state = State::Open { wire: Wire::new(stream, true, true), since: now };
         Ok(())
     }
 
@@ -163,7 +158,7 @@ impl Connection {
     pub const fn has_work(&self) -> bool {
         match &self.state {
             State::Open { wire, .. } => {
-                (wire.is_readable && !self.session.is_leaving())
+                (wire.is_readable() && !self.session.is_leaving())
                     || self.session.has_event()
                     || self.start < self.end
                     || self.kept.is_some()
@@ -208,8 +203,7 @@ impl Connection {
     /// What was registered with the poller under this connection's token is ready.
     pub const fn ready(&mut self, ready: Ready) {
         if let State::Open { wire, .. } | State::Closing { wire, .. } = &mut self.state {
-            wire.is_readable |= ready.read;
-            wire.is_writable |= ready.write;
+            wire.ready(ready);
         }
     }
 
@@ -283,10 +277,8 @@ impl Connection {
             return;
         }
         self.lose(pool);
-        if let State::Lost { wire, .. } = &mut self.state
-            && let Some(registration) = wire.registration.take()
-        {
-            poller.deregister(registration);
+        if let State::Lost { wire, .. } = &mut self.state {
+            wire.detach(poller);
         }
         self.state = State::Free;
     }
@@ -299,8 +291,9 @@ impl Connection {
             State::Open { since, .. } => {
                 self.session.is_handshake() && since.after(self.handshake_max) <= now
             }
-            State::Closing { deadline, .. } => {
-                !self.session.has_output() || *deadline.get_or_insert(now.after(PATIENCE)) <= now
+            State::Closing { wire, deadline } => {
+                (!self.session.has_output() && !wire.is_sending())
+                    || *deadline.get_or_insert(now.after(PATIENCE)) <= now
             }
             _ => false,
         };
@@ -310,9 +303,7 @@ impl Connection {
         }
         match &mut self.state {
             State::Lost { wire, is_told } => {
-                if let Some(registration) = wire.registration.take() {
-                    poller.deregister(registration);
-                }
+                wire.detach(poller);
                 if *is_told {
                     self.state = State::Draining;
                 }
@@ -349,30 +340,20 @@ impl Connection {
     /// Receives once; whether something came.
     fn receive(&mut self, pool: &mut HostPool) -> bool {
         let State::Open { wire, .. } = &mut self.state else { return false };
-        if !wire.is_readable || self.session.is_leaving() {
+        if !wire.is_readable() || self.session.is_leaving() {
             return false;
         }
         let direct = self.session.receive_into().filter(|data| data.length >= DIRECT_BYTES);
-        let place = match direct {
-            Some(data) => pool.bytes(data).unwrap_or_default(),
-            None => &mut self.buffer,
-        };
-        let room = place.len();
-        match wire.stream.recv(place) {
-            Ok(Some(count)) if count != 0 => {
-                // With room left over there is nothing more now; the poller tells when there is.
-                wire.is_readable = count == room;
-                if direct.is_some() {
-                    self.session.received_into(u32::try_from(count).unwrap_or(u32::MAX));
-                } else {
-                    (self.start, self.end) = (0, count);
-                }
+        match wire.receive(direct, &mut self.buffer, pool) {
+            Ok(Some(Received::Own(count))) if count != 0 => {
+                (self.start, self.end) = (0, count);
                 true
             }
-            Ok(None) => {
-                wire.is_readable = false;
-                false
+            Ok(Some(Received::Pool(count))) if count != 0 => {
+                self.session.received_into(u32::try_from(count).unwrap_or(u32::MAX));
+                true
             }
+            Ok(None) => false,
             // The client has gone without a word, or the connection has failed.
             Ok(Some(_)) | Err(_) => {
                 self.lose(pool);
@@ -384,14 +365,20 @@ impl Connection {
     /// Sends what there is to send; whether anything was sent, or the connection was lost.
     fn send(&mut self, pool: &mut HostPool) -> bool {
         let (State::Open { wire, .. } | State::Closing { wire, .. }) = &mut self.state else { return false };
-        let mut has_sent = false;
-        while wire.is_writable && self.session.has_output() {
-            match send_segments(&wire.stream, self.session.segments(), pool) {
+        let mut has_sent = match wire.settle(pool) {
+            Ok(has_sent) => has_sent,
+            Err(_) => {
+                self.lose(pool);
+                return true;
+            }
+        };
+        while wire.is_writable() && self.session.has_output() {
+            match wire.send(self.session.segments(), pool) {
                 Ok(Some(count)) => {
                     has_sent = true;
                     self.session.sent(count, pool);
                 }
-                Ok(None) => wire.is_writable = false,
+                Ok(None) => {}
                 Err(_) => {
                     self.lose(pool);
                     return true;
@@ -428,16 +415,10 @@ impl Connection {
             _ => return,
         };
         // What is known to be readable need not be asked for again; it is read when there is room.
-        let read = reads && !is_blocked && !wire.is_readable && !self.session.is_leaving();
-        let interest = Interest { read, write: has_output && !wire.is_writable };
-        match wire.registration {
-            Some(registration) => poller.set_interest(registration, interest),
-            None => {
-                wire.registration = poller.register(&wire.stream, interest, self.token);
-                if wire.registration.is_none() {
-                    self.lose(pool);
-                }
-            }
+        let read = reads && !is_blocked && !wire.is_readable() && !self.session.is_leaving();
+        let interest = Interest { read, write: has_output && !wire.is_writable() };
+        if !wire.attend(interest, false, self.token, poller) {
+            self.lose(pool);
         }
     }
 }

@@ -19,7 +19,8 @@ use twinblock_core::buffer::index::Node;
 use twinblock_core::{BufferIndex, Data, Memory, Pool};
 
 use crate::errno::io_error;
-use crate::raw::{self, Arena, Lease, Lend};
+use crate::raw::{self, Arena};
+pub use crate::raw::{Lease, Lend};
 use idle::Use;
 
 /// Length of a small buffer in bytes.
@@ -252,7 +253,9 @@ impl HostPool {
         self.arena.bytes(data)
     }
 
-    pub(crate) fn lend(&mut self, data: Data, kind: Lend) -> Option<Lease> {
+    /// Lends some bytes to another thread or to the system. `None` if there are no such bytes, they are lent in a way that
+    /// conflicts, or too many parts are lent.
+    pub fn lend(&mut self, data: Data, kind: Lend) -> Option<Lease> {
         self.arena.lend(data, kind)
     }
 
@@ -260,7 +263,13 @@ impl HostPool {
         self.arena.can_lend()
     }
 
-    pub(crate) fn take_back(&mut self, lease: Lease) {
+    /// Whether the buffer is a machine's own, which may use it again as soon as a transfer has ended.
+    pub(crate) fn is_reserved(&self, buffer: BufferIndex) -> bool {
+        self.states.get(usize::from(buffer.0)) == Some(&State::Reserved)
+    }
+
+    /// Ends a lease; a buffer that was released meanwhile becomes free with its last one.
+    pub fn take_back(&mut self, lease: Lease) {
         let buffer = lease.buffer();
         self.arena.take_back(lease);
         if self.states.get(usize::from(buffer)) == Some(&State::Leaving) && !self.arena.is_lent(buffer) {

@@ -1,5 +1,7 @@
-//! Waiting: one `poll` set over everything that the loop listens to, and a bell that other threads ring.
+//! Waiting: one `poll` set over everything that the loop listens to, and a bell that other threads ring. Another way to
+//! wait can stand behind the same [`Poller`]: see [`Waiting`].
 
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -10,7 +12,10 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
 use crate::errno::io_error;
+use crate::memory::HostPool;
 use crate::raw::{self, Polled};
+use crate::socket::{Listener, Stream};
+use crate::wire::Carrier;
 
 /// What a registered descriptor is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -47,7 +52,38 @@ pub struct Ready {
 
 /// Names a registered descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Registration(u16);
+pub struct Registration(pub u16);
+
+/// Another way to wait than `poll`: one that also moves the bytes of streams meanwhile. Its methods are those of
+/// [`Poller`].
+pub trait Waiting: fmt::Debug {
+    /// See [`Poller::waker`].
+    fn waker(&self) -> Waker;
+    /// See [`Poller::register`].
+    fn register(&mut self, fd: BorrowedFd<'_>, interest: Interest, token: u32) -> Option<Registration>;
+    /// See [`Poller::listen`].
+    fn listen(&mut self, fd: BorrowedFd<'_>, token: u32) -> Option<Registration>;
+    /// The next connection that was accepted for a listener, neither blocking nor inherited.
+    fn accept(&mut self, registration: Registration) -> Option<io::Result<OwnedFd>>;
+    /// See [`Poller::set_interest`].
+    fn set_interest(&mut self, registration: Registration, interest: Interest);
+    /// See [`Poller::deregister`].
+    fn deregister(&mut self, registration: Registration);
+    /// See [`Poller::wait`].
+    ///
+    /// # Errors
+    /// What the system reports.
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()>;
+    /// What the last wait found.
+    fn ready(&self) -> &[Ready];
+    /// See [`Poller::carry`].
+    ///
+    /// # Errors
+    /// There is no place; the stream is given back.
+    fn carry(&mut self, stream: Stream, token: u32) -> Result<Box<dyn Carrier>, Stream>;
+    /// See [`Poller::take_back`].
+    fn take_back(&mut self, pool: &mut HostPool);
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
@@ -59,7 +95,7 @@ const UNUSED: RawFd = -1;
 /// The first place in the set is the bell's.
 const BELL: usize = 0;
 
-/// The set. Memory is taken at construction; waiting allocates nothing.
+/// What the loop waits with. Memory is taken at construction; waiting allocates nothing.
 ///
 /// ```
 /// use std::os::unix::net::UnixStream;
@@ -75,7 +111,17 @@ const BELL: usize = 0;
 /// # Ok::<(), std::io::Error>(())
 /// ```
 #[derive(Debug)]
-pub struct Poller {
+pub struct Poller(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Poll(Set),
+    Other(Box<dyn Waiting>),
+}
+
+/// A poll set.
+#[derive(Debug)]
+struct Set {
     set: Box<[Polled]>,
     entries: Box<[Entry]>,
     /// Places from here on were never used since the last time the set was empty above them.
@@ -86,12 +132,126 @@ pub struct Poller {
 }
 
 impl Poller {
-    /// Room for `capacity` descriptors, at most 65,534: listeners, connections, NBD disks, signals. Each takes 16
-    /// bytes, and time in every wait only once used.
+    /// Waits with `poll`. Room for `capacity` descriptors, at most 65,534: listeners, connections, NBD disks, signals. Each
+    /// takes 16 bytes, and time in every wait only once used.
     ///
     /// # Errors
     /// The system refuses another descriptor.
     pub fn new(capacity: u16) -> io::Result<Self> {
+        Set::new(capacity).map(|set| Self(Kind::Poll(set)))
+    }
+
+    /// Waits in another way.
+    #[must_use]
+    pub fn over(waiting: Box<dyn Waiting>) -> Self {
+        Self(Kind::Other(waiting))
+    }
+
+    /// A handle with which any thread ends a wait.
+    #[must_use]
+    pub fn waker(&self) -> Waker {
+        match &self.0 {
+            Kind::Poll(set) => set.waker.clone(),
+            Kind::Other(other) => other.waker(),
+        }
+    }
+
+    /// Adds a descriptor. Take it out with [`Self::deregister`] before it is closed; until then its number would be
+    /// looked at, whatever it stands for. `None` if the set is full.
+    pub fn register(&mut self, fd: impl AsFd, interest: Interest, token: u32) -> Option<Registration> {
+        match &mut self.0 {
+            Kind::Poll(set) => set.register(fd.as_fd(), interest, token),
+            Kind::Other(other) => other.register(fd.as_fd(), interest, token),
+        }
+    }
+
+    /// Adds a listener, whose connections are to be taken with [`Self::accept`]; otherwise as [`Self::register`] with an
+    /// interest to read.
+    pub fn listen(&mut self, listener: &Listener, token: u32) -> Option<Registration> {
+        match &mut self.0 {
+            Kind::Poll(set) => set.register(listener.as_fd(), Interest::READ, token),
+            Kind::Other(other) => other.listen(listener.as_fd(), token),
+        }
+    }
+
+    /// The next connection of a listener that was added with [`Self::listen`], or `None` if none is waiting.
+    ///
+    /// # Errors
+    /// As for [`Listener::accept`].
+    pub fn accept(&mut self, listener: &Listener, registration: Registration) -> io::Result<Option<Stream>> {
+        match &mut self.0 {
+            Kind::Poll(_) => listener.accept(),
+            Kind::Other(other) => {
+                other.accept(registration).map(|socket| Ok(listener.welcome(socket?))).transpose()
+            }
+        }
+    }
+
+    /// Changes what is waited for.
+    pub fn set_interest(&mut self, registration: Registration, interest: Interest) {
+        match &mut self.0 {
+            Kind::Poll(set) => set.set_interest(registration, interest),
+            Kind::Other(other) => other.set_interest(registration, interest),
+        }
+    }
+
+    /// Takes a descriptor out; the registration is void afterwards.
+    pub fn deregister(&mut self, registration: Registration) {
+        match &mut self.0 {
+            Kind::Poll(set) => set.deregister(registration),
+            Kind::Other(other) => other.deregister(registration),
+        }
+    }
+
+    /// Waits until something is ready, the bell is rung or the time is up. A signal ends it too.
+    ///
+    /// # Errors
+    /// What the system reports: out of memory, in practice.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        match &mut self.0 {
+            Kind::Poll(set) => set.wait(timeout),
+            Kind::Other(other) => other.wait(timeout),
+        }
+    }
+
+    /// What the last wait found; with `poll` in order of registration.
+    pub fn ready(&self) -> impl Iterator<Item = Ready> + '_ {
+        let (set, other) = match &self.0 {
+            Kind::Poll(set) => (Some(set.ready()), &[][..]),
+            Kind::Other(other) => (None, other.ready()),
+        };
+        set.into_iter().flatten().chain(other.iter().copied())
+    }
+
+    /// Whether streams can be handed to it with [`Self::carry`].
+    #[must_use]
+    pub const fn carries(&self) -> bool {
+        matches!(self.0, Kind::Other(_))
+    }
+
+    /// Hands a connected stream over to the queue that moves bytes while the loop waits. What has come and what has left
+    /// is told under this token, and once at the beginning.
+    ///
+    /// # Errors
+    /// There is no place; the stream is given back.
+    pub(crate) fn carry(&mut self, stream: Stream, token: u32) -> Result<Box<dyn Carrier>, Stream> {
+        match &mut self.0 {
+            Kind::Poll(_) => Err(stream),
+            Kind::Other(other) => other.carry(stream, token),
+        }
+    }
+
+    /// Gives the pool what streams and disks that are no more had lent from it, as far as the system has let go of it. Call
+    /// it after each wait.
+    pub fn take_back(&mut self, pool: &mut HostPool) {
+        if let Kind::Other(other) = &mut self.0 {
+            other.take_back(pool);
+        }
+    }
+}
+
+impl Set {
+    fn new(capacity: u16) -> io::Result<Self> {
         let places = usize::from(capacity) + 1;
         let waker = Waker::new()?;
         let mut set = vec![Polled::NONE; places].into_boxed_slice();
@@ -102,16 +262,8 @@ impl Poller {
         Ok(Self { set, entries, used_end: 1, ready_count: 0, waker })
     }
 
-    /// A handle with which any thread ends a wait.
-    #[must_use]
-    pub fn waker(&self) -> Waker {
-        self.waker.clone()
-    }
-
-    /// Adds a descriptor. Take it out with [`Self::deregister`] before it is closed; until then its number would be
-    /// looked at, whatever it stands for. `None` if the set is full.
-    pub fn register(&mut self, fd: impl AsFd, interest: Interest, token: u32) -> Option<Registration> {
-        let fd = fd.as_fd().as_raw_fd();
+    fn register(&mut self, fd: BorrowedFd<'_>, interest: Interest, token: u32) -> Option<Registration> {
+        let fd = fd.as_raw_fd();
         let free = (1..self.entries.len()).find(|place| self.entries[*place].fd == UNUSED)?;
         let registration = Registration(u16::try_from(free).ok()?);
         self.entries[free] = Entry { fd, token };
@@ -120,8 +272,7 @@ impl Poller {
         Some(registration)
     }
 
-    /// Changes what is waited for.
-    pub fn set_interest(&mut self, registration: Registration, interest: Interest) {
+    fn set_interest(&mut self, registration: Registration, interest: Interest) {
         let place = usize::from(registration.0);
         if let (Some(entry), Some(polled)) = (self.entries.get(place), self.set.get_mut(place))
             && entry.fd != UNUSED
@@ -130,8 +281,7 @@ impl Poller {
         }
     }
 
-    /// Takes a descriptor out; the registration is void afterwards.
-    pub fn deregister(&mut self, registration: Registration) {
+    fn deregister(&mut self, registration: Registration) {
         let place = usize::from(registration.0);
         if place == BELL || place >= self.entries.len() {
             return;
@@ -143,11 +293,7 @@ impl Poller {
         }
     }
 
-    /// Waits until something is ready, the bell is rung or the time is up. A signal ends it too.
-    ///
-    /// # Errors
-    /// What `poll` reports: out of memory, in practice.
-    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.ready_count = 0;
         let set = self.set.get_mut(..self.used_end).unwrap_or_default();
         match raw::poll(set, timeout) {
@@ -164,8 +310,7 @@ impl Poller {
         }
     }
 
-    /// What the last wait found, in order of registration.
-    pub fn ready(&self) -> impl Iterator<Item = Ready> + '_ {
+    fn ready(&self) -> impl Iterator<Item = Ready> + '_ {
         let used = self.entries.iter().zip(&self.set).take(self.used_end).skip(1);
         used.filter(|(_, polled)| polled.returned() != 0)
             .map(|(entry, polled)| {
@@ -192,7 +337,11 @@ struct Bell {
 }
 
 impl Waker {
-    fn new() -> io::Result<Self> {
+    /// A bell of its own, for another way to wait.
+    ///
+    /// # Errors
+    /// The system refuses another descriptor.
+    pub fn new() -> io::Result<Self> {
         let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io_error)?;
         Ok(Self(Arc::new(Bell { eventfd, is_rung: AtomicBool::new(false) })))
     }

@@ -82,9 +82,9 @@ impl Drop for Mapping {
     }
 }
 
-/// What the other thread does with the bytes.
+/// What the borrower does with the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lend {
+pub enum Lend {
     /// It reads them; several may.
     Reading,
     /// It changes them.
@@ -259,10 +259,11 @@ impl Arena {
     }
 }
 
-/// Some bytes of an arena, in the hands of another thread. Not given back, they stay lent for ever.
+/// Some bytes of a pool, in the hands of another thread or of the system. Not given back, they stay lent for ever; their
+/// memory stays mapped as long as the lease exists.
 #[derive(Debug)]
 #[must_use = "bytes that are not given back stay lent for ever"]
-pub(crate) struct Lease {
+pub struct Lease {
     mapping: Arc<Mapping>,
     start: usize,
     data: Data,
@@ -277,6 +278,22 @@ impl Lease {
 
     pub(crate) const fn buffer(&self) -> u16 {
         self.data.buffer.0
+    }
+
+    /// Where the bytes from `from` on lie, and how many there are, for a call that the system carries out later. They may
+    /// be read, and changed if they were lent for [`Lend::Writing`], until this lease is given back or dropped.
+    #[must_use]
+    pub fn place(&self, from: usize) -> (NonNull<u8>, usize) {
+        let from = from.min(self.len());
+        // SAFETY: the arena checked the range, which lies within the mapping, and the mapping lives (R2).
+        let first = unsafe { self.mapping.base.add(self.start + from) };
+        (first, self.len() - from)
+    }
+
+    /// What they were lent for.
+    #[must_use]
+    pub const fn kind(&self) -> Lend {
+        self.kind
     }
 
     /// Reads from `offset` of a file into the bytes from `from` on; how many came.

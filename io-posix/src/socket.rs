@@ -98,17 +98,20 @@ impl Listener {
     pub fn accept(&self) -> io::Result<Option<Stream>> {
         loop {
             match net::accept_with(&self.socket, FLAGS) {
-                Ok(socket) => {
-                    let is_tcp = matches!(self.address, Address::Tcp { .. });
-                    // A peer that has gone already makes this fail; its stream will say so.
-                    let _ = if is_tcp { tune(socket.as_fd(), self.peer_timeout) } else { widen(&socket) };
-                    return Ok(Some(Stream { socket }));
-                }
+                Ok(socket) => return Ok(Some(self.welcome(socket))),
                 Err(Errno::AGAIN) => return Ok(None),
                 Err(Errno::INTR | Errno::CONNABORTED | Errno::PROTO) => {}
                 Err(error) => return Err(io_error(error)),
             }
         }
+    }
+
+    /// Makes a stream of a socket that was accepted for it.
+    pub(crate) fn welcome(&self, socket: OwnedFd) -> Stream {
+        let is_tcp = matches!(self.address, Address::Tcp { .. });
+        // A peer that has gone already makes this fail; its stream will say so.
+        let _ = if is_tcp { tune(socket.as_fd(), self.peer_timeout) } else { widen(&socket) };
+        Stream { socket }
     }
 
     /// Where it listens, with the port that the system chose if 0 was asked for.
@@ -390,6 +393,12 @@ impl Stream {
     pub fn finish_sending(&self) {
         // It fails only on a connection that is gone.
         let _ = net::shutdown(&self.socket, Shutdown::Write);
+    }
+}
+
+impl From<Stream> for OwnedFd {
+    fn from(stream: Stream) -> Self {
+        stream.socket
     }
 }
 

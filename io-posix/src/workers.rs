@@ -9,7 +9,7 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use crate::disk::Job;
+use crate::disk::{Job, Queue as DiskQueue, Queues};
 use crate::poller::Waker;
 
 /// How many helper threads are enough for one daemon: one stays free for reads, one for reads and writes, two may
@@ -47,6 +47,8 @@ const CLASSES: [Class; 3] = [Class::Read, Class::Write, Class::Slow];
 pub struct Workers {
     queue: Arc<Queue>,
     threads: Vec<JoinHandle<()>>,
+    /// Where disks have most of their work done, if that is elsewhere.
+    queues: Option<Box<dyn Queues>>,
 }
 
 impl Workers {
@@ -70,13 +72,24 @@ impl Workers {
             limits: Limits::of(count),
             waker: waker.clone(),
         });
-        let mut workers = Self { queue, threads: Vec::with_capacity(count) };
+        let mut workers = Self { queue, threads: Vec::with_capacity(count), queues: None };
         for index in 0..count {
             let queue = Arc::clone(&workers.queue);
             let builder = thread::Builder::new().name(format!("disk-{index}")).stack_size(STACK_BYTES);
             workers.threads.push(builder.spawn(move || queue.work())?);
         }
         Ok(workers)
+    }
+
+    /// From now on disks are opened over queues; these threads do what a queue cannot.
+    #[must_use]
+    pub fn beside(mut self, queues: Box<dyn Queues>) -> Self {
+        self.queues = Some(queues);
+        self
+    }
+
+    pub(crate) fn queue(&self, capacity: u16) -> Option<Box<dyn DiskQueue>> {
+        self.queues.as_ref().map(|queues| queues.queue(capacity))
     }
 
     pub(crate) fn handle(&self) -> Handle {

@@ -168,7 +168,7 @@ impl Clients {
                 }
                 return self.rest(listening, Rest::UntilPlace(until), poller);
             }
-            match self.listenings[listening].accept() {
+            match self.listenings[listening].accept(poller) {
                 Ok(Some(stream)) => {
                     if let Some(place) = self.place_for(verdict, now, pool, poller) {
                         self.open(place, listening, stream, now, pool);
@@ -394,8 +394,9 @@ impl Listening {
         self.listener.is_none()
     }
 
-    fn accept(&self) -> std::io::Result<Option<Stream>> {
-        self.listener.as_ref().map_or(Ok(None), |(listener, _)| listener.accept())
+    fn accept(&self, poller: &mut Poller) -> std::io::Result<Option<Stream>> {
+        let listener = self.listener.as_ref();
+        listener.map_or(Ok(None), |(listener, registration)| poller.accept(listener, *registration))
     }
 }
 

@@ -127,7 +127,8 @@ impl Managers {
             if let Err(Some(until)) = place {
                 return self.rest(until, poller);
             }
-            let stream = match listener.accept() {
+            let Some(registration) = self.listener else { return };
+            let stream = match poller.accept(listener, registration) {
                 Ok(Some(stream)) => stream,
                 Ok(None) => return,
                 Err(error) => {

@@ -9,6 +9,7 @@
 //! | `execute`, `host` | what their commands do: those that every node has, those that only a daemon has |
 //! | `links`, `pair` | control links to secondaries, and the checkpoint of the pair over them |
 //! | `volume`, `devices` | a machine with its devices |
+//! | `edge` | by what means it waits, moves bytes and works on files |
 //! | `limits`, `throttle` | what the system lets a process open; lines of the log that others can cause |
 //!
 //! Each turn of the loop waits, lets every socket and machine do what it can, and then sends what has gathered.
@@ -18,6 +19,7 @@ mod build;
 mod cells;
 mod clients;
 mod devices;
+mod edge;
 mod execute;
 mod host;
 mod jobs;
@@ -48,7 +50,7 @@ use twinblock_io_posix::socket::Listener;
 
 use crate::failure::Failure;
 use crate::graph::Graph;
-use crate::spec::DaemonSpec;
+use crate::spec::{Backend, DaemonSpec};
 use build::Stores;
 use clients::Clients;
 use execute::HeldCommit;
@@ -126,6 +128,8 @@ struct Daemon {
     replica_timeout: Micros,
     peer_timeout: Duration,
     ready: Vec<Ready>,
+    /// What does the I/O.
+    backend: Backend,
     /// When memory is given back the next time, if there is some to give.
     rest_at: Micros,
     /// A manager's message, and room for its names without escapes.
@@ -158,6 +162,7 @@ impl Daemon {
                 return Err(Failure::Refused(format!("waiting for sockets: {error}")));
             }
             self.now = Micros(self.started.elapsed().as_micros() as u64);
+            self.poller.take_back(&mut self.pool);
             self.ready.clear();
             self.ready.extend(self.poller.ready());
             for place in 0..self.ready.len() {

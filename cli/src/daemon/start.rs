@@ -13,10 +13,10 @@ use twinblock_io_posix::memory::{Counts, HostPool, PoolSizes};
 use twinblock_io_posix::nbd_disk::{NbdDisk, NbdOptions};
 use twinblock_io_posix::poller::{Interest, Poller, Registration};
 use twinblock_io_posix::socket::{ListenOptions, Listener, PeerTimeout};
-use twinblock_io_posix::workers::{HELPERS, Workers};
 
 use super::build::{self, Stores};
 use super::clients::Clients;
+use super::edge::Edge;
 use super::jobs::{Jobs, Waiter};
 use super::links::Links;
 use super::managers::Managers;
@@ -54,10 +54,8 @@ impl Daemon {
         let volumes_max = spec.volumes.len().max(VOLUMES_MIN);
         let (places, too_few) = limits::connections(spec.connections_max, volumes_max);
         let descriptors = places + 512;
-        let mut poller = Poller::new(descriptors).map_err(|error| failed("cannot start", &error))?;
+        let Edge { mut poller, workers, backend } = Edge::start(spec.backend, descriptors)?;
         let signals = signals(&mut poller).map_err(|error| failed("cannot hear signals", &error))?;
-        let workers = Workers::start(HELPERS, &poller.waker())
-            .map_err(|error| failed("cannot start threads", &error))?;
         let secondaries =
             spec.volumes.iter().filter(|volume| matches!(volume, VolumeSpec::Secondary(_))).count();
         let secondaries = secondaries.max(SECONDARIES_MIN);
@@ -89,6 +87,7 @@ impl Daemon {
             replica_timeout: Micros(spec.replica_timeout.0.as_micros() as u64),
             peer_timeout: spec.peer_timeout.0,
             ready: Vec::with_capacity(usize::from(descriptors)),
+            backend,
             rest_at: REST,
             message: Default::default(),
             poller,
@@ -118,7 +117,7 @@ impl Daemon {
             self.export_all(volume).map_err(Failure::Refused)?;
         }
         let control = self.listen(&spec.control, true).map_err(Failure::Refused)?;
-        let registration = self.poller.register(&control, Interest::READ, token(Kind::ControlListener, 0));
+        let registration = self.poller.listen(&control, token(Kind::ControlListener, 0));
         let registration =
             registration.ok_or_else(|| Failure::Refused("cannot listen: too many listeners".into()))?;
         self.managers.listen(registration);

@@ -353,9 +353,6 @@ impl DaemonSpec {
         let mut names = BTreeSet::new();
         let mut disks = BTreeSet::new();
         let mut served = BTreeSet::new();
-        if self.backend == Backend::IoUring {
-            return Err("backend io-uring is not part of this build: take posix, or auto".into());
-        }
         for volume in &self.volumes {
             volume.check()?;
             let name = volume.name();

@@ -2,7 +2,7 @@
 //!
 //! What the page cache can answer at once is done in the loop (`RWF_NOWAIT`); everything that may wait for a disk goes
 //! to the helper threads, so that one slow flush freezes nobody. On file systems that are memory everything short is
-//! done in the loop.
+//! done in the loop. Where there is a [`Queue`], what it can do goes there instead of either.
 //!
 //! Nothing is begun before the disk is polled: what a machine asks of other devices in the same turn, the legs to its
 //! replicas above all, is then on its way while this disk works.
@@ -15,6 +15,7 @@
 
 mod file;
 mod open;
+mod queue;
 
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
@@ -34,6 +35,7 @@ use crate::raw::{Lease, Lend};
 use crate::workers::{Class, Handle, NotTaken, Workers};
 use file::{File, ZeroWays};
 pub use open::{OpenError, OpenReason};
+pub use queue::{Call, Next, Queue, Queues, Returned};
 
 /// The longest change that is made in the loop on a file system that is memory.
 const INLINE_BYTES: u64 = 256 << 10;
@@ -64,6 +66,7 @@ pub struct Disk {
     path: PathBuf,
     shared: Arc<Shared>,
     helpers: Handle,
+    queue: Option<Box<dyn Queue>>,
     geometry: Geometry,
     capacity: usize,
     is_memory: bool,
@@ -74,7 +77,7 @@ pub struct Disk {
     waiting: VecDeque<Transfer>,
     /// What helpers have finished, taken over in one go.
     returned: VecDeque<Done>,
-    /// Transfers at the helpers or in `returned`.
+    /// Transfers at the helpers, in the queue or in `returned`.
     helped_count: usize,
     /// Something may be in the system's cache only.
     is_dirty: bool,
@@ -91,9 +94,9 @@ struct Shared {
     finished_count: AtomicUsize,
 }
 
-/// A transfer for a helper.
+/// A transfer that is not done in the loop.
 #[derive(Debug)]
-pub(crate) struct Job {
+pub struct Job {
     shared: Arc<Shared>,
     tag: Tag,
     work: Work,
@@ -101,7 +104,7 @@ pub(crate) struct Job {
     lease: Option<Lease>,
 }
 
-/// What a helper shall do; the first `done` bytes of a read or write were done in the loop.
+/// What is to be done; the first `done` bytes of a read or write were done in the loop.
 #[derive(Clone, Copy, Debug)]
 enum Work {
     Read { data: Data, offset: u64, done: usize },
@@ -130,16 +133,24 @@ impl Work {
     }
 }
 
+/// A transfer that has ended.
 #[derive(Debug)]
-struct Done {
+pub struct Done {
     completion: Completion,
     lease: Option<Lease>,
     work: Work,
 }
 
 impl Job {
-    /// Does it, waiting as long as that takes.
+    /// Does it for the disk, waiting as long as that takes.
     pub(crate) fn run(self) {
+        let (shared, done) = self.done();
+        let mut finished = shared.finished.lock().unwrap_or_else(PoisonError::into_inner);
+        finished.push_back(done);
+        shared.finished_count.store(finished.len(), Ordering::Release);
+    }
+
+    fn done(self) -> (Arc<Shared>, Done) {
         let Self { shared, tag, work, mut lease } = self;
         let file = &shared.file;
         let result = match (work, &mut lease) {
@@ -156,10 +167,12 @@ impl Job {
             Work::Status { extent } => file.status(extent, false),
             _ => result.map(|()| Outcome::Done),
         };
-        let done = Done { completion: Completion { tag, result }, lease, work };
-        let mut finished = shared.finished.lock().unwrap_or_else(PoisonError::into_inner);
-        finished.push_back(done);
-        shared.finished_count.store(finished.len(), Ordering::Release);
+        (shared, Done { completion: Completion { tag, result }, lease, work })
+    }
+
+    fn failed(self, errno: Errno) -> Done {
+        let Self { tag, work, lease, .. } = self;
+        Done { completion: Completion { tag, result: Err(errno) }, lease, work }
     }
 }
 
@@ -202,6 +215,10 @@ impl Disk {
         let geometry =
             Geometry { size_bytes: opened.file.size_bytes, block_bytes: opened.block_bytes, capabilities };
         let capacity = usize::from(options.queue_capacity.max(1));
+        // What neither can do is done in the loop: it never waits there.
+        let queue = workers.queue(options.queue_capacity).filter(|_| {
+            !opened.is_memory || opened.file.let_queues_work_at_once()
+        });
         let shared = Shared {
             file: opened.file,
             finished: Mutex::new(VecDeque::with_capacity(capacity)),
@@ -211,12 +228,13 @@ impl Disk {
             path: path.to_owned(),
             shared: Arc::new(shared),
             helpers: workers.handle(),
+            reads_now: !options.direct && queue.is_none(),
+            writes_now: !options.direct && queue.is_none(),
+            queue,
             geometry,
             capacity,
             is_memory: opened.is_memory,
             is_dense: opened.is_dense,
-            reads_now: !options.direct,
-            writes_now: !options.direct,
             waiting: VecDeque::with_capacity(capacity),
             returned: VecDeque::with_capacity(capacity),
             helped_count: 0,
@@ -372,7 +390,11 @@ impl Disk {
             lease => lease.flatten(),
         };
         let job = Job { shared: Arc::clone(&self.shared), tag, work, lease };
-        if let Err((job, reason)) = self.helpers.submit(work.class(), job) {
+        let given = match &mut self.queue {
+            Some(queue) if job.call().is_some() => queue.submit(job).map_err(|job| (job, NotTaken::Full)),
+            _ => self.helpers.submit(work.class(), job),
+        };
+        if let Err((job, reason)) = given {
             if let Some(lease) = job.lease {
                 memory.take_back(lease);
             }
@@ -390,7 +412,24 @@ impl Disk {
         Ok(Ok(()))
     }
 
-    /// Takes over what a helper has done.
+    /// What the queue has come to an end with.
+    fn poll_queue(&mut self) -> Option<Done> {
+        loop {
+            let job = match self.queue.as_mut()?.poll()? {
+                Returned::Ended(done) => return Some(done),
+                Returned::Help(job) => job,
+            };
+            if let Err((job, reason)) = self.helpers.submit(job.work.class(), job) {
+                return Some(match reason {
+                    // So many wait that one more may as well keep the loop waiting.
+                    NotTaken::Full => job.done().1,
+                    NotTaken::Ending => job.failed(Errno::Shutdown),
+                });
+            }
+        }
+    }
+
+    /// Takes over what a helper or the queue has done.
     fn settle(&mut self, done: Done, memory: &mut HostPool) -> Completion {
         let Done { mut completion, lease, work } = done;
         if let Some(lease) = lease {
@@ -440,6 +479,9 @@ impl BlockDevice<HostPool> for Disk {
     fn poll(&mut self, memory: &mut HostPool) -> Option<Completion> {
         if let Some(completion) = self.begin_waiting(memory) {
             return Some(completion);
+        }
+        if let Some(done) = self.poll_queue() {
+            return Some(self.settle(done, memory));
         }
         if self.returned.is_empty() && self.shared.finished_count.load(Ordering::Acquire) != 0 {
             let mut finished = self.shared.finished.lock().unwrap_or_else(PoisonError::into_inner);

@@ -4,33 +4,18 @@ use std::io;
 
 use twinblock_core::block::{Capabilities, Geometry};
 use twinblock_core::nbd::client::{ClientError, ClientEvent};
-use twinblock_core::{Errno, Memory, Micros};
+use twinblock_core::{Errno, Micros};
 
-use super::{LinkEvent, LinkRefusal, Mode, NbdDisk};
+use super::{LinkEvent, LinkRefusal, Mode, NbdDisk, RECEIVE_BYTES};
 use crate::memory::HostPool;
-use crate::outgoing::send_segments;
-use crate::poller::{Interest, Poller, Ready, Registration};
+use crate::poller::{Interest, Poller, Ready};
 use crate::socket::{Connecting, Stream};
+use crate::wire::{Received, Wire};
 
 /// Payloads from this length on are received into their buffers; for shorter ones a copy costs less than a call.
 const DIRECT_BYTES: u32 = 8 << 10;
 /// How often one disk receives in one turn of the loop, so that the others have theirs.
 const RECEIVES_MAX: usize = 32;
-
-/// A socket and what is known of it.
-#[derive(Debug)]
-pub(super) struct Wire {
-    stream: Stream,
-    registration: Option<Registration>,
-    is_readable: bool,
-    is_writable: bool,
-}
-
-impl Wire {
-    const fn new(stream: Stream, is_writable: bool) -> Self {
-        Self { stream, registration: None, is_readable: false, is_writable }
-    }
-}
 
 /// Where the connection stands.
 #[derive(Debug)]
@@ -56,20 +41,19 @@ impl Link {
 
     pub(super) const fn ready(&mut self, ready: Ready) {
         if let Some(wire) = self.wire() {
-            wire.is_readable |= ready.read;
-            wire.is_writable |= ready.write;
+            wire.ready(ready);
         }
     }
 
     pub(super) fn deregister(&mut self, poller: &mut Poller) {
-        if let Some(registration) = self.wire().and_then(|wire| wire.registration.take()) {
-            poller.deregister(registration);
+        if let Some(wire) = self.wire() {
+            wire.detach(poller);
         }
     }
 
     pub(super) const fn is_writable(&self) -> bool {
         match self {
-            Self::Handshake { wire, .. } | Self::Up(wire) | Self::Leaving { wire, .. } => wire.is_writable,
+            Self::Handshake { wire, .. } | Self::Up(wire) | Self::Leaving { wire, .. } => wire.is_writable(),
             Self::Closed | Self::Down { .. } | Self::Connecting { .. } => false,
         }
     }
@@ -111,7 +95,7 @@ impl NbdDisk {
                 self.begin();
             }
             Link::Down { .. } => return,
-            Link::Connecting { wire, .. } if wire.is_writable => self.finish_connecting(poller),
+            Link::Connecting { wire, .. } if wire.is_writable() => self.finish_connecting(poller),
             _ => {}
         }
         if let Err(reason) = self.exchange(memory) {
@@ -140,16 +124,20 @@ impl NbdDisk {
     fn begin(&mut self) {
         let Some(peer) = &mut self.peer else { return };
         let deadline = self.now.after(peer.options.connect_timeout);
+        if self.buffer.is_empty() {
+            // The system may still have that of the last connection.
+            self.buffer = vec![0; RECEIVE_BYTES].into_boxed_slice();
+        }
         let connecting = match self.session.reset_for(peer.config) {
             Ok(()) => Stream::connect(&mut peer.target, peer.options.peer_timeout),
             Err(_) => Err(io::ErrorKind::ResourceBusy.into()),
         };
         match connecting {
             Ok(Connecting::Connected(stream)) => {
-                self.link = Link::Handshake { wire: Wire::new(stream, true), deadline };
+                self.link = Link::Handshake { wire: Wire::new(stream, false, true), deadline };
             }
             Ok(Connecting::Pending(stream)) => {
-                self.link = Link::Connecting { wire: Wire::new(stream, false), deadline };
+                self.link = Link::Connecting { wire: Wire::new(stream, false, false), deadline };
             }
             Err(error) => self.pause(&error),
         }
@@ -168,7 +156,7 @@ impl NbdDisk {
         let Link::Connecting { wire, deadline } = std::mem::replace(&mut self.link, Link::Closed) else {
             return;
         };
-        let result = wire.stream.finish_connect();
+        let result = wire.finish_connect();
         self.link = Link::Handshake { wire, deadline };
         if let Err(error) = result {
             self.cut(&error.to_string(), poller);
@@ -198,45 +186,40 @@ impl NbdDisk {
             }
         }
         self.send(memory)?;
-        let is_over = self.link.is_leaving() && self.session.is_closed() && !self.session.has_output();
+        let is_over = self.link.is_leaving()
+            && self.session.is_closed()
+            && !self.session.has_output()
+            && !self.link.wire().is_some_and(|wire| wire.is_sending());
         if is_over { Err("closed".into()) } else { Ok(()) }
     }
 
     fn receive(&mut self, memory: &mut HostPool) -> Result<(), String> {
         for _ in 0..RECEIVES_MAX {
-            let Some(wire) = self.link.wire().filter(|wire| wire.is_readable) else { return Ok(()) };
+            let Some(wire) = self.link.wire().filter(|wire| wire.is_readable()) else { return Ok(()) };
             let direct = self.session.receive_into().filter(|data| data.length >= DIRECT_BYTES);
-            let place = match direct {
-                Some(data) => memory.bytes(data).ok_or("a buffer of a read is not there")?,
-                None => &mut self.buffer,
-            };
-            let room = place.len();
-            let received = match wire.stream.recv(place) {
-                Ok(Some(0)) => return Err("the server has closed the connection".into()),
-                Ok(Some(count)) => count,
-                Ok(None) => {
-                    wire.is_readable = false;
-                    return Ok(());
+            match wire.receive(direct, &mut self.buffer, memory).map_err(|error| error.to_string())? {
+                None => return Ok(()),
+                Some(Received::Own(0) | Received::Pool(0)) => {
+                    return Err("the server has closed the connection".into());
                 }
-                Err(error) => return Err(error.to_string()),
-            };
-            // With room left over there is nothing more now; the poller tells when there is.
-            wire.is_readable = received == room;
-            if direct.is_some() {
-                self.session.received_into(u32::try_from(received).unwrap_or(u32::MAX));
-            } else {
-                self.session.receive(self.buffer.get(..received).unwrap_or_default(), memory);
+                Some(Received::Own(count)) => {
+                    self.session.receive(self.buffer.get(..count).unwrap_or_default(), memory);
+                }
+                Some(Received::Pool(count)) => {
+                    self.session.received_into(u32::try_from(count).unwrap_or(u32::MAX));
+                }
             }
         }
         Ok(())
     }
 
-    fn send(&mut self, memory: &HostPool) -> Result<(), String> {
+    fn send(&mut self, memory: &mut HostPool) -> Result<(), String> {
         let Some(wire) = self.link.wire() else { return Ok(()) };
-        while wire.is_writable && self.session.has_output() {
-            match send_segments(&wire.stream, self.session.segments(), memory) {
+        wire.settle(memory).map_err(|error| error.to_string())?;
+        while wire.is_writable() && self.session.has_output() {
+            match wire.send(self.session.segments(), memory) {
                 Ok(Some(count)) => self.session.sent(count),
-                Ok(None) => wire.is_writable = false,
+                Ok(None) => {}
                 Err(error) => return Err(error.to_string()),
             }
         }
@@ -372,16 +355,10 @@ impl NbdDisk {
         let interest = if is_connecting {
             Interest::WRITE
         } else {
-            Interest { read: true, write: has_output && !wire.is_writable }
+            Interest { read: true, write: has_output && !wire.is_writable() }
         };
-        match wire.registration {
-            Some(registration) => poller.set_interest(registration, interest),
-            None => {
-                wire.registration = poller.register(&wire.stream, interest, token);
-                if wire.registration.is_none() {
-                    self.cut("there is no place left in the poll set", poller);
-                }
-            }
+        if !wire.attend(interest, is_connecting, token, poller) {
+            self.cut("there is no place left in the poll set", poller);
         }
     }
 }

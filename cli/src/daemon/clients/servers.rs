@@ -3,7 +3,7 @@
 use tracing::info;
 use twinblock_core::Micros;
 use twinblock_io_posix::memory::HostPool;
-use twinblock_io_posix::poller::{Interest, Poller};
+use twinblock_io_posix::poller::Poller;
 use twinblock_io_posix::socket::Listener;
 
 use super::{Clients, Exported, Listening, Rest, Served};
@@ -40,7 +40,7 @@ impl Clients {
         if place >= SERVERS_MAX {
             return Err(format!("{SERVERS_MAX} NBD servers run already; stop one"));
         }
-        let registration = poller.register(&listener, Interest::READ, token(Kind::Listener, place));
+        let registration = poller.listen(&listener, token(Kind::Listener, place));
         let registration = registration.ok_or("too many connections and listeners")?;
         let server = Listening {
             name: name.to_owned(),
