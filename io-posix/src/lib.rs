@@ -24,6 +24,8 @@
 pub mod address;
 pub mod connection;
 pub mod disk;
+#[cfg(test)]
+mod edge;
 mod errno;
 pub mod lock;
 pub mod memory;

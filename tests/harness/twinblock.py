@@ -19,6 +19,21 @@ def binary():
     return pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release" / "twinblock"
 
 
+def with_backend(arguments):
+    """The back end to test: TWINBLOCK_BACKEND, or what the daemon takes by itself. A configuration file that names none
+    is made to."""
+    backend = os.environ.get("TWINBLOCK_BACKEND")
+    if not backend or "--backend" in arguments:
+        return arguments
+    if "--config" not in arguments:
+        return [*arguments, "--backend", backend]
+    config = pathlib.Path(arguments[arguments.index("--config") + 1])
+    text = config.read_text()
+    if "backend" not in text:
+        config.write_text(f'backend = "{backend}"\n{text}')
+    return arguments
+
+
 def free_port():
     """A port of the loopback interface that nobody listens at now."""
     with socket.socket() as listener:
@@ -33,7 +48,7 @@ class Daemon(Replicating):
         self.directory = pathlib.Path(directory)
         self.control_path = ("127.0.0.1", free_port()) if tcp else self.directory / f"{role}.qmp"
         self.control = f"tcp:127.0.0.1:{self.control_path[1]}" if tcp else f"unix:{self.control_path}"
-        self._command = [binary(), role, *arguments, "--control", self.control]
+        self._command = [binary(), role, *with_backend(arguments), "--control", self.control]
         self._log = self.directory / f"{role}.log"
         self.process = None
         self.qmp = None

@@ -1,7 +1,7 @@
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -11,12 +11,13 @@ use twinblock_core::block::{Action, BlockDevice, Completion, Tag, Transfer};
 use twinblock_core::nbd::server::{Export, Exports, ServerConfig, ServerEvent};
 use twinblock_core::{Data, Extent, Memory, Micros, Op, Outcome, Pool, Reply, Request, RequestId};
 
-use super::{Connection, ConnectionSizes, State};
+use super::{Connection, ConnectionSizes};
 use crate::address::Address;
 use crate::disk::{Disk, Options};
+use crate::edge;
 use crate::memory::{HostPool, PoolSizes};
 use crate::nbd_disk::{NbdDisk, NbdOptions};
-use crate::poller::{Interest, Poller, Waker};
+use crate::poller::{Poller, Registration, Waker};
 use crate::socket::{ListenOptions, Listener, Stream};
 use crate::workers::Workers;
 
@@ -88,36 +89,18 @@ impl Server {
     fn start(machine_entries: usize, buffers: u16) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::File::create(folder.path().join("image")).unwrap().set_len(SIZE).unwrap();
-        let address = Address::Unix(folder.path().join("sock"));
-        let listener = Listener::bind(&address, ListenOptions::default()).unwrap();
-        let poller = Poller::new(16).unwrap();
-        let workers = Workers::start(2, &poller.waker()).unwrap();
-        let disk = Disk::open(folder.path().join("image"), Options::default(), &workers).unwrap();
-        let sizes = PoolSizes { small_count: buffers, large_count: buffers, large_bytes: WINDOW };
-        let mut server = Loop {
-            listener,
-            poller,
-            _workers: workers,
-            pool: HostPool::new(sizes).unwrap(),
-            machine: Machine { disk, entries: vec![None; machine_entries] },
-            connections: (0..SLOTS)
-                .map(|index| {
-                    let config = ServerConfig::new(WINDOW, index as u16);
-                    let sizes = ConnectionSizes { requests: 16, pieces: 16, ..ConnectionSizes::default() };
-                    Connection::new(config, sizes, index as u32).unwrap()
-                })
-                .collect(),
-            state: Arc::default(),
-            start: Instant::now(),
-        };
-        let (waker, state) = (server.poller.waker(), Arc::clone(&server.state));
-        let thread = Some(thread::spawn(move || {
-            server.poller.register(&server.listener, Interest::READ, 99).unwrap();
+        let state = Arc::<Shared>::default();
+        let (told, path) = (Arc::clone(&state), folder.path().to_owned());
+        let (tell, waker) = mpsc::channel();
+        // A poller belongs to the thread that makes it.
+        let thread = thread::spawn(move || {
+            let mut server = Loop::new(&path, machine_entries, buffers, told);
+            tell.send(server.poller.waker()).unwrap();
             while !server.state.is_ending.load(Ordering::Relaxed) {
                 server.turn();
             }
-        }));
-        Self { folder, thread, waker, state }
+        });
+        Self { folder, thread: Some(thread), waker: waker.recv().unwrap(), state }
     }
 
     fn socket(&self) -> PathBuf {
@@ -164,7 +147,7 @@ impl Drop for Server {
 }
 
 struct Loop {
-    listener: Listener,
+    listener: (Listener, Registration),
     poller: Poller,
     pool: HostPool,
     machine: Machine,
@@ -175,6 +158,29 @@ struct Loop {
 }
 
 impl Loop {
+    fn new(folder: &Path, machine_entries: usize, buffers: u16, state: Arc<Shared>) -> Self {
+        let listener =
+            Listener::bind(&Address::Unix(folder.join("sock")), ListenOptions::default()).unwrap();
+        let (mut poller, workers) = edge::both(16, 2);
+        let registration = poller.listen(&listener, 99).unwrap();
+        let disk = Disk::open(folder.join("image"), Options::default(), &workers).unwrap();
+        let sizes = PoolSizes { small_count: buffers, large_count: buffers, large_bytes: WINDOW };
+        let sizes_of_one = ConnectionSizes { requests: 16, pieces: 16, ..ConnectionSizes::default() };
+        let connection = |index: usize| {
+            Connection::new(ServerConfig::new(WINDOW, index as u16), sizes_of_one, index as u32).unwrap()
+        };
+        Self {
+            listener: (listener, registration),
+            poller,
+            _workers: workers,
+            pool: HostPool::new(sizes).unwrap(),
+            machine: Machine { disk, entries: vec![None; machine_entries] },
+            connections: (0..SLOTS).map(connection).collect(),
+            state,
+            start: Instant::now(),
+        }
+    }
+
     fn turn(&mut self) {
         let now = Micros(self.start.elapsed().as_micros() as u64);
         while let Some((to, reply)) = self.machine.poll(&mut self.pool) {
@@ -198,6 +204,7 @@ impl Loop {
             .store(is_idle && self.machine.entries.iter().all(Option::is_none), Ordering::Relaxed);
         let timeout = if is_more { Duration::from_millis(1) } else { Duration::from_secs(1) };
         self.poller.wait(Some(timeout)).unwrap();
+        self.poller.take_back(&mut self.pool);
         let mut accepts = false;
         for ready in self.poller.ready() {
             match self.connections.get_mut(ready.token as usize) {
@@ -208,7 +215,8 @@ impl Loop {
         if !accepts {
             return;
         }
-        while let Some(stream) = self.listener.accept().unwrap() {
+        let (listener, registration) = &self.listener;
+        while let Some(stream) = self.poller.accept(listener, *registration).unwrap() {
             let free = self.connections.iter_mut().find(|connection| connection.is_free());
             free.expect("a free slot").open(stream, now, &mut self.pool).unwrap();
         }
@@ -311,7 +319,7 @@ fn our_own_client_is_served_with_many_requests_in_flight() {
         let server = Server::start(entries, buffers);
         let mut pool =
             HostPool::new(PoolSizes { small_count: 0, large_count: 32, large_bytes: 256 << 10 }).unwrap();
-        let mut poller = Poller::new(1).unwrap();
+        let mut poller = edge::poller(1);
         let mut disk = NbdDisk::new(32, 0).unwrap();
         let start = Instant::now();
         let now = || Micros(start.elapsed().as_micros() as u64);
@@ -348,6 +356,8 @@ fn our_own_client_is_served_with_many_requests_in_flight() {
         disk.close();
         while !disk.is_closed() {
             disk.service(now(), &mut pool, &mut poller);
+            poller.wait(Some(Duration::from_millis(1))).unwrap();
+            poller.ready().for_each(|ready| disk.ready(ready));
         }
         server.until(|state| state.closed_clean.load(Ordering::Relaxed) == 1);
         server.until(|state| state.is_idle.load(Ordering::Relaxed));
@@ -415,13 +425,21 @@ impl Alone {
             HostPool::new(PoolSizes { small_count: 2, large_count: 2, large_bytes: WINDOW }).unwrap();
         let (stream, peer) = Stream::pair().unwrap();
         connection.open(stream, Micros(0), &mut pool).unwrap();
-        Self { connection, pool, poller: Poller::new(1).unwrap(), peer }
+        Self { connection, pool, poller: edge::poller(1), peer }
     }
 
     fn turn(&mut self, now: Micros) -> Option<ServerEvent> {
         let event = self.connection.next(&One, &mut self.pool);
         self.connection.finish(now, &mut self.pool, &mut self.poller);
+        self.pass(Duration::ZERO);
         event
+    }
+
+    /// Lets what was begun be done, and passes on what is ready.
+    fn pass(&mut self, timeout: Duration) {
+        self.poller.wait(Some(timeout)).unwrap();
+        self.poller.take_back(&mut self.pool);
+        self.poller.ready().for_each(|ready| self.connection.ready(ready));
     }
 }
 
@@ -431,7 +449,7 @@ fn a_client_that_does_not_finish_the_handshake_is_closed_in_time() {
     assert_eq!(alone.turn(Micros(1)), None);
     let due = alone.connection.next_deadline().unwrap();
     alone.turn(Micros(due.0 - 1));
-    assert!(matches!(alone.connection.state, State::Open { .. }));
+    assert!(alone.connection.handshake_since().is_some());
     assert!(alone.connection.open(Stream::pair().unwrap().0, due, &mut alone.pool).is_err());
     alone.turn(due);
     assert_eq!(alone.turn(due), Some(ServerEvent::Closed { clean: false }));
@@ -484,9 +502,8 @@ fn a_client_given_up_in_its_handshake_leaves_a_free_slot_and_no_event() {
     assert_eq!((alone.connection.handshake_since(), alone.connection.is_silent()), (Some(Micros(0)), true));
     // It answers the greeting, and says nothing more.
     alone.peer.send(&[std::io::IoSlice::new(&[0, 0, 0, 3])]).unwrap();
-    alone.poller.wait(Some(Duration::from_secs(10))).unwrap();
-    let ready = alone.poller.ready().next().unwrap();
-    alone.connection.ready(ready);
+    alone.pass(Duration::from_secs(10));
+    assert_eq!(alone.turn(Micros(2)), None);
     assert_eq!(alone.turn(Micros(2)), None);
     assert_eq!((alone.connection.handshake_since(), alone.connection.is_silent()), (Some(Micros(0)), false));
     alone.connection.give_up_handshake(&mut alone.pool, &mut alone.poller);

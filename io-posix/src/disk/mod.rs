@@ -495,4 +495,6 @@ impl BlockDevice<HostPool> for Disk {
 }
 
 #[cfg(test)]
+mod inside_tests;
+#[cfg(test)]
 mod tests;

@@ -8,7 +8,8 @@ use twinblock_core::block::{Action, BlockDevice, Capabilities, Completion, Queue
 use twinblock_core::{BufferIndex, Data, Errno, Extent, Memory, Outcome};
 
 use super::{Disk, OpenReason, Options};
-use crate::memory::{HostPool, PoolSizes};
+use crate::edge;
+use crate::memory::{HostPool, Lend, PoolSizes};
 use crate::poller::Poller;
 use crate::workers::Workers;
 
@@ -16,7 +17,7 @@ const SIZE: u64 = 4 << 20;
 const LARGE: u32 = 1 << 20;
 
 /// A folder on a file system that is memory and one that is not, as far as this machine has them.
-fn folders() -> Vec<TempDir> {
+pub(super) fn folders() -> Vec<TempDir> {
     let on_disk = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).or_else(|_| tempfile::tempdir());
     let mut folders = vec![on_disk.unwrap()];
     match tempfile::tempdir_in("/dev/shm") {
@@ -26,35 +27,34 @@ fn folders() -> Vec<TempDir> {
     folders
 }
 
-struct Bench {
-    disk: Disk,
-    pool: HostPool,
-    poller: Poller,
-    _workers: Workers,
+pub(super) struct Bench {
+    pub(super) disk: Disk,
+    pub(super) pool: HostPool,
+    pub(super) poller: Poller,
+    pub(super) _workers: Workers,
 }
 
 impl Bench {
     fn open(path: &Path, options: Options) -> Self {
-        let poller = Poller::new(1).unwrap();
-        let workers = Workers::start(2, &poller.waker()).unwrap();
+        let (poller, workers) = edge::both(1, 2);
         let disk = Disk::open(path, options, &workers).unwrap();
         let sizes = PoolSizes { small_count: 0, large_count: 8, large_bytes: LARGE };
         Self { disk, pool: HostPool::new(sizes).unwrap(), poller, _workers: workers }
     }
 
     /// A disk of which nothing was written.
-    fn sparse(folder: &TempDir) -> Self {
+    pub(super) fn sparse(folder: &TempDir) -> Self {
         let path = folder.path().join("disk");
         fs::File::create(&path).unwrap().set_len(SIZE).unwrap();
         Self::open(&path, Options::default())
     }
 
-    fn submit(&mut self, entry: u16, action: Action, offset: u64, length: u64) -> Result<(), QueueFull> {
+    pub(super) fn submit(&mut self, entry: u16, action: Action, offset: u64, length: u64) -> Result<(), QueueFull> {
         let tag = Tag { entry, generation: 0 };
         self.disk.submit(Transfer { tag, action, extent: Extent { offset, length } }, &mut self.pool)
     }
 
-    fn completion(&mut self) -> Completion {
+    pub(super) fn completion(&mut self) -> Completion {
         let end = Instant::now() + Duration::from_secs(20);
         loop {
             if let Some(completion) = self.disk.poll(&mut self.pool) {
@@ -65,7 +65,7 @@ impl Bench {
         }
     }
 
-    fn run(&mut self, action: Action, offset: u64, length: u64) -> Result<Outcome, Errno> {
+    pub(super) fn run(&mut self, action: Action, offset: u64, length: u64) -> Result<Outcome, Errno> {
         self.submit(7, action, offset, length).unwrap();
         let completion = self.completion();
         assert_eq!(completion.tag.entry, 7);
@@ -73,12 +73,12 @@ impl Bench {
         completion.result
     }
 
-    fn write(&mut self, offset: u64, length: u32, byte: u8, fua: bool) -> Result<Outcome, Errno> {
+    pub(super) fn write(&mut self, offset: u64, length: u32, byte: u8, fua: bool) -> Result<Outcome, Errno> {
         self.pool.bytes(data(0, length)).unwrap().fill(byte);
         self.run(Action::Write { data: data(0, length), fua }, offset, u64::from(length))
     }
 
-    fn read(&mut self, offset: u64, length: u32) -> Vec<u8> {
+    pub(super) fn read(&mut self, offset: u64, length: u32) -> Vec<u8> {
         self.pool.bytes(data(0, length)).unwrap().fill(0xee);
         assert_eq!(self.run(Action::Read(data(0, length)), offset, u64::from(length)), Ok(Outcome::Done));
         self.pool.bytes(data(0, length)).unwrap().to_vec()
@@ -92,7 +92,7 @@ impl Bench {
     }
 }
 
-const fn data(buffer: u16, length: u32) -> Data {
+pub(super) const fn data(buffer: u16, length: u32) -> Data {
     Data { buffer: BufferIndex(buffer), offset: 0, length }
 }
 
@@ -170,7 +170,8 @@ fn a_dense_file_has_no_holes_until_one_is_punched() {
         fs::write(&path, vec![7; SIZE as usize]).unwrap();
         fs::File::open(&path).unwrap().sync_all().unwrap();
         let mut bench = Bench::open(&path, Options::default());
-        assert!(bench.disk.is_dense);
+        bench.submit(0, Action::Status, 0, SIZE).unwrap();
+        assert!(bench.disk.poll(&mut bench.pool).is_some(), "nobody is asked");
         assert_eq!(bench.status(0, SIZE), (false, SIZE));
         bench.run(zero(true, false), 0, 1 << 20).unwrap();
         assert_eq!(bench.status(0, SIZE), (true, 1 << 20));
@@ -241,7 +242,7 @@ fn many_transfers_are_in_flight_and_each_completes_once() {
             let byte = u8::try_from(entry / 8).unwrap() + 1;
             assert_eq!(bench.read(entry * unit, 4), [byte; 4]);
         }
-        assert_eq!(bench.pool.lend(data(0, LARGE), crate::raw::Lend::Writing).map(drop), Some(()));
+        assert_eq!(bench.pool.lend(data(0, LARGE), Lend::Writing).map(drop), Some(()));
     }
 }
 
@@ -316,25 +317,11 @@ fn a_clean_disk_is_flushed_without_waiting_and_a_written_one_is_not() {
     assert!(bench.disk.poll(&mut bench.pool).is_some());
     bench.write(0, 512, 1, false).unwrap();
     bench.submit(1, Action::Flush, 0, 0).unwrap();
-    // The second one may not be answered before the first has ended.
     bench.submit(2, Action::Flush, 0, 0).unwrap();
-    assert_eq!(bench.disk.begin_waiting(&mut bench.pool), None);
-    assert_eq!(bench.disk.flushing_count, 2);
     bench.completion();
     bench.completion();
-    assert!(!bench.disk.is_dirty);
-}
-
-#[test]
-fn after_a_failed_flush_none_succeeds_though_reads_and_writes_do() {
-    let folder = folders().swap_remove(0);
-    let mut bench = Bench::sparse(&folder);
-    bench.disk.note_flush(Some(Errno::NoSpace));
-    bench.disk.note_flush(None);
-    assert_eq!(bench.run(Action::Flush, 0, 0), Err(Errno::NoSpace));
-    bench.write(0, 512, 1, false).unwrap();
-    assert_eq!(bench.run(Action::Flush, 0, 0), Err(Errno::NoSpace));
-    assert_eq!(bench.read(0, 1), [1]);
+    bench.submit(3, Action::Flush, 0, 0).unwrap();
+    assert!(bench.disk.poll(&mut bench.pool).is_some());
 }
 
 #[test]
@@ -342,8 +329,7 @@ fn direct_disks_take_aligned_transfers_only() {
     let folder = folders().swap_remove(0);
     let path = folder.path().join("disk");
     fs::File::create(&path).unwrap().set_len(SIZE).unwrap();
-    let poller = Poller::new(1).unwrap();
-    let workers = Workers::start(1, &poller.waker()).unwrap();
+    let (_poller, workers) = edge::both(1, 1);
     let options = Options { direct: true, ..Options::default() };
     match Disk::open(&path, options, &workers) {
         Err(error) => return eprintln!("not tested: {error}"),
@@ -370,8 +356,7 @@ fn a_new_disk_is_all_hole_and_one_in_use_is_not_emptied() {
     for folder in folders() {
         let path = folder.path().join("buffer");
         fs::write(&path, "old content").unwrap();
-        let poller = Poller::new(1).unwrap();
-        let workers = Workers::start(1, &poller.waker()).unwrap();
+        let (_poller, workers) = edge::both(1, 1);
         let disk = Disk::create(&path, SIZE, Options::default(), &workers).unwrap();
         assert_eq!(disk.geometry().size_bytes, SIZE);
         fs::write(&path, "precious").unwrap();
@@ -388,8 +373,7 @@ fn a_new_disk_is_all_hole_and_one_in_use_is_not_emptied() {
 #[test]
 fn what_is_no_disk_is_refused_with_its_name() {
     let folder = folders().swap_remove(0);
-    let poller = Poller::new(1).unwrap();
-    let workers = Workers::start(1, &poller.waker()).unwrap();
+    let (_poller, workers) = edge::both(1, 1);
     let open = |path: &Path| Disk::open(path, Options::default(), &workers).unwrap_err().to_string();
     let none = folder.path().join("none");
     assert!(open(&none).starts_with(&format!("cannot open {}", none.display())));
@@ -397,25 +381,6 @@ fn what_is_no_disk_is_refused_with_its_name() {
     let error = Disk::open(folder.path(), options, &workers).unwrap_err().to_string();
     assert!(error.contains("neither a file nor a block device"), "{error}");
     assert!(open(Path::new("/dev/null")).contains("neither"));
-}
-
-#[test]
-fn work_given_to_the_helpers_is_finished_before_they_end_and_later_work_fails() {
-    let folder = folders().swap_remove(0);
-    let Bench { mut disk, mut pool, poller: _poller, _workers: workers } = Bench::sparse(&folder);
-    for entry in 0..20u16 {
-        let action = Action::Write { data: data(0, 4096), fua: true };
-        let extent = Extent { offset: u64::from(entry) * 4096, length: 4096 };
-        disk.submit(Transfer { tag: Tag { entry, generation: 0 }, action, extent }, &mut pool).unwrap();
-    }
-    assert_eq!(disk.begin_waiting(&mut pool), None);
-    drop(workers);
-    let completed = std::iter::from_fn(|| disk.poll(&mut pool)).filter(|done| done.result.is_ok()).count();
-    assert_eq!(completed, 20);
-    let action = Action::Write { data: data(0, 4096), fua: true };
-    let transfer = Transfer { tag: Tag::default(), action, extent: Extent { offset: 0, length: 4096 } };
-    disk.submit(transfer, &mut pool).unwrap();
-    assert_eq!(disk.poll(&mut pool).unwrap().result, Err(Errno::Shutdown));
 }
 
 /// A block device over a file, taken down at the end.
@@ -472,8 +437,7 @@ fn a_block_device_is_a_disk_of_its_own_length() {
         }
         assert_eq!(bench.run(Action::Flush, 0, 0), Ok(Outcome::Done));
     }
-    let poller = Poller::new(1).unwrap();
-    let workers = Workers::start(1, &poller.waker()).unwrap();
+    let (_poller, workers) = edge::both(1, 1);
     let create = |size| Disk::create(&device.0, size, Options::default(), &workers);
     assert_eq!(create(SIZE / 2).unwrap().geometry().size_bytes, SIZE / 2);
     assert!(matches!(create(SIZE + 1).unwrap_err().reason, OpenReason::TooShort { .. }));

@@ -9,6 +9,7 @@ use twinblock_core::nbd::client::ClientError;
 use twinblock_core::{BufferIndex, Data, Errno, Extent, Identity, Memory, Micros, Outcome};
 
 use super::{LinkEvent, LinkRefusal, Mode, NbdDisk, NbdOptions};
+use crate::edge;
 use crate::memory::{HostPool, PoolSizes};
 use crate::poller::Poller;
 use crate::uri::NbdUri;
@@ -87,7 +88,7 @@ impl Bench {
         let mut bench = Self {
             disk: NbdDisk::new(64, 7).unwrap(),
             pool: HostPool::new(sizes).unwrap(),
-            poller: Poller::new(1).unwrap(),
+            poller: edge::poller(1),
             start: Instant::now(),
         };
         bench.disk.open(uri, options, Micros(0)).unwrap();
@@ -116,6 +117,7 @@ impl Bench {
             assert_eq!(ready.token, 7);
             self.disk.ready(ready);
         }
+        self.poller.take_back(&mut self.pool);
         let now = self.now();
         self.disk.service(now, &mut self.pool, &mut self.poller);
     }
@@ -401,7 +403,7 @@ fn without_a_server_attempts_go_on_with_growing_pauses() {
     let uri: NbdUri = format!("nbd+unix:///disk?socket={}/none", folder.path().display()).parse().unwrap();
     let mut disk = NbdDisk::new(1, 0).unwrap();
     let mut pool = HostPool::new(PoolSizes { small_count: 1, large_count: 0, large_bytes: LARGE }).unwrap();
-    let mut poller = Poller::new(1).unwrap();
+    let mut poller = edge::poller(1);
     disk.open(&uri, replica(), Micros(0)).unwrap();
     let mut moments = Vec::new();
     let mut now = Micros(0);
