@@ -142,7 +142,7 @@ impl Connection {
             // The system may still have that of the last connection.
             self.buffer = vec![0; RECEIVE_BYTES].into_boxed_slice();
         }
-        self.state = State::Open { wire: Wire::new(stream, true, true), since: now };
+        self.state = State::Open { wire: Wire::server(stream), since: now };
         Ok(())
     }
 

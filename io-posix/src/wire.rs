@@ -40,8 +40,12 @@ pub trait Carrier: fmt::Debug {
     /// The room that was given, once something has come, and how many bytes; none: the peer has closed.
     fn received(&mut self) -> Option<(Room, io::Result<usize>)>;
 
-    /// Begins to send all of a message; nothing is being sent. The poller tells when that has ended.
+    /// Begins to send all of a message; nothing is being sent. When that has ended the poller tells, unless the message is
+    /// [quiet](Outbox::is_quiet) and nobody is in a hurry.
     fn send(&mut self, message: Box<Outbox>);
+
+    /// The owner waits for the end of the message that is being sent.
+    fn hurry(&mut self);
 
     /// The message that was given, once all of it is sent or the stream has failed.
     fn sent(&mut self) -> Option<(Box<Outbox>, io::Result<()>)>;
@@ -54,6 +58,7 @@ pub struct Outbox {
     filled: usize,
     parts: Vec<Part>,
     total: usize,
+    is_quiet: bool,
 }
 
 #[derive(Debug)]
@@ -68,13 +73,20 @@ impl Outbox {
 
     fn new() -> Self {
         let bytes = vec![0; OUTBOX_BYTES].into_boxed_slice();
-        Self { bytes, filled: 0, parts: Vec::with_capacity(OUTBOX_PARTS), total: 0 }
+        Self { bytes, filled: 0, parts: Vec::with_capacity(OUTBOX_PARTS), total: 0, is_quiet: false }
     }
 
     /// How many bytes the message has.
     #[must_use]
     pub const fn total(&self) -> usize {
         self.total
+    }
+
+    /// Whether nothing can go on for its having been sent: it has freed no buffer, or none that is free before an answer
+    /// has come.
+    #[must_use]
+    pub const fn is_quiet(&self) -> bool {
+        self.is_quiet
     }
 
     /// Where the bytes of the message lie, in order: first byte and length of each part. They stay there, unchanged, as
@@ -98,7 +110,7 @@ impl Outbox {
     }
 
     /// Takes what fits; how many bytes.
-    fn fill(&mut self, segments: Segments<'_>, pool: &mut HostPool) -> io::Result<usize> {
+    fn fill(&mut self, segments: Segments<'_>, is_answered: bool, pool: &mut HostPool) -> io::Result<usize> {
         let missing = || io::Error::other("a buffer to send is not there");
         for segment in segments {
             let whole = match segment {
@@ -119,6 +131,7 @@ impl Outbox {
                 break;
             }
         }
+        self.is_quiet = is_answered || self.filled == self.total;
         Ok(self.total)
     }
 
@@ -166,6 +179,8 @@ pub(crate) struct Wire {
     line: Line,
     is_readable: bool,
     is_writable: bool,
+    /// What is sent is answered, and its buffers are needed until then.
+    is_answered: bool,
 }
 
 #[derive(Debug)]
@@ -184,9 +199,16 @@ enum Line {
 }
 
 impl Wire {
-    /// A stream of which this is known.
-    pub(crate) const fn new(stream: Stream, is_readable: bool, is_writable: bool) -> Self {
-        Self { line: Line::Stream { stream, registration: None }, is_readable, is_writable }
+    /// That of a server, to a client which may have sent something.
+    pub(crate) const fn server(stream: Stream) -> Self {
+        let line = Line::Stream { stream, registration: None };
+        Self { line, is_readable: true, is_writable: true, is_answered: false }
+    }
+
+    /// That of a client, which may still be connecting.
+    pub(crate) const fn client(stream: Stream, is_connected: bool) -> Self {
+        let line = Line::Stream { stream, registration: None };
+        Self { line, is_readable: false, is_writable: is_connected, is_answered: true }
     }
 
     /// What was registered for it is ready.
@@ -205,9 +227,11 @@ impl Wire {
         self.is_writable
     }
 
-    /// Whether a message is with a queue: not all that was taken over has left.
-    pub(crate) const fn is_sending(&self) -> bool {
-        matches!(self.line, Line::Queue { outbox: None, .. })
+    /// Whether a message is with a queue: not all that was taken over has left. The poller tells when it has.
+    pub(crate) fn is_sending(&mut self) -> bool {
+        let Line::Queue { outbox: None, carrier } = &mut self.line else { return false };
+        carrier.hurry();
+        true
     }
 
     /// What came of a pending attempt to connect.
@@ -272,7 +296,7 @@ impl Wire {
         let count = match &mut self.line {
             Line::Stream { stream, .. } => send_segments(stream, segments, pool)?,
             Line::Queue { carrier, outbox } => match outbox.take() {
-                Some(mut message) => match message.fill(segments, pool) {
+                Some(mut message) => match message.fill(segments, self.is_answered, pool) {
                     Ok(0) => {
                         *outbox = Some(message);
                         return Err(io::Error::other("nothing to send where something should be"));
@@ -287,7 +311,10 @@ impl Wire {
                         return Err(error);
                     }
                 },
-                None => None,
+                None => {
+                    carrier.hurry();
+                    None
+                }
             },
             Line::None => return Err(io::ErrorKind::NotConnected.into()),
         };

@@ -121,6 +121,10 @@ impl Carrier for RingCarrier {
         self.engine.borrow_mut().send(self.place, message);
     }
 
+    fn hurry(&mut self) {
+        self.engine.borrow_mut().hurry(self.place);
+    }
+
     fn sent(&mut self) -> Option<(Box<Outbox>, io::Result<()>)> {
         self.engine.borrow_mut().sent(self.place)
     }

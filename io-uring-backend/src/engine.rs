@@ -7,9 +7,10 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
@@ -51,6 +52,8 @@ pub(crate) struct Engine {
     slow_count: usize,
     /// What the owners do not want back any more.
     left: Vec<Lease>,
+    /// A disk has something.
+    has_news: bool,
     /// The ring has failed; the next wait tells.
     failed: Option<io::Error>,
 }
@@ -69,6 +72,8 @@ struct StreamEnd {
     token: u32,
     receiving: bool,
     sending: bool,
+    /// Its owner wants to hear of the end of a quiet message too.
+    is_hurried: bool,
     received: Option<(Room, io::Result<usize>)>,
     sent: Option<(Box<Outbox>, io::Result<()>)>,
 }
@@ -118,6 +123,7 @@ impl Engine {
             slow: VecDeque::new(),
             slow_count: 0,
             left: Vec::new(),
+            has_news: false,
             failed: None,
         }
     }
@@ -155,11 +161,20 @@ impl Engine {
             return Err(error);
         }
         let timeout = if self.ready.is_empty() { timeout } else { Some(Duration::ZERO) };
-        self.raw.enter(timeout)?;
-        while let Some((key, owner, ended)) = self.raw.next() {
-            self.take(key, owner, ended);
+        let until = timeout.and_then(|time| Instant::now().checked_add(time));
+        loop {
+            let rest = until.map(|until| until.saturating_duration_since(Instant::now()));
+            self.raw.enter(rest)?;
+            let mut has_ended = false;
+            while let Some((key, owner, ended)) = self.raw.next() {
+                has_ended = true;
+                self.take(key, owner, ended);
+            }
+            // What nobody waits for is no reason to stop waiting.
+            if mem::take(&mut self.has_news) || !self.ready.is_empty() || !has_ended {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     pub(crate) fn ready(&self) -> &[Ready] {
@@ -317,6 +332,7 @@ impl Engine {
             token,
             receiving: false,
             sending: false,
+            is_hurried: false,
             received: None,
             sent: None,
         };
@@ -363,6 +379,14 @@ impl Engine {
         self.streams.get_mut(place)?.sent.take()
     }
 
+    pub(crate) fn hurry(&mut self, place: usize) {
+        let Some(stream) = self.streams.get_mut(place) else { return };
+        if stream.sent.is_some() {
+            self.fresh.push(stream.token);
+        }
+        stream.is_hurried = true;
+    }
+
     /// Ends a stream: what is in flight ends soon, and its memory is kept until then.
     pub(crate) fn hang_up(&mut self, place: usize) {
         let Some(stream) = self.streams.get_mut(place) else { return };
@@ -397,8 +421,12 @@ impl Engine {
                 if count == message.total() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
             };
             let result = result.map_err(failure).and_then(is_whole);
+            let is_quiet = message.is_quiet() && result.is_ok() && !stream.is_hurried;
+            stream.is_hurried = false;
             stream.sent = Some((message, result));
-            self.ready.push(Ready { token: stream.token, read: false, write: true });
+            if !is_quiet {
+                self.ready.push(Ready { token: stream.token, read: false, write: true });
+            }
         } else {
             self.left.extend(message.into_leases());
         }
@@ -425,7 +453,7 @@ impl Engine {
     pub(crate) fn remove_disk(&mut self, place: usize) {
         let Some(disk) = self.disks.get_mut(place) else { return };
         disk.is_used = false;
-        let leases = std::mem::take(&mut disk.returned).into_iter().filter_map(Returned::into_lease);
+        let leases = mem::take(&mut disk.returned).into_iter().filter_map(Returned::into_lease);
         self.left.extend(leases);
     }
 
@@ -465,6 +493,7 @@ impl Engine {
         }
         let Some(disk) = self.disks.get_mut(place) else { return };
         disk.in_flight -= 1;
+        self.has_news = true;
         if disk.is_used {
             disk.returned.push_back(returned);
         } else {
@@ -491,3 +520,6 @@ impl StreamEnd {
         self.socket.is_none() && !self.receiving && !self.sending
     }
 }
+
+#[cfg(test)]
+mod tests;

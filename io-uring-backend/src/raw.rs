@@ -78,9 +78,19 @@ impl Key {
 enum Held {
     Job(Job),
     /// A buffer that was a box: the system writes to it, so that no box may claim it meanwhile.
-    Receive { _socket: Socket, buffer: NonNull<[u8]> },
-    ReceivePool { _socket: Socket, room: Room },
-    Send { _socket: Socket, outbox: Box<Outbox>, message: Box<Message> },
+    Receive {
+        _socket: Socket,
+        buffer: NonNull<[u8]>,
+    },
+    ReceivePool {
+        _socket: Socket,
+        room: Room,
+    },
+    Send {
+        _socket: Socket,
+        outbox: Box<Outbox>,
+        message: Box<Message>,
+    },
     Poll,
     Accept,
 }
@@ -106,6 +116,10 @@ pub(crate) struct Raw {
     free: Option<u32>,
     in_flight: usize,
     /// Descriptions of messages that were sent.
+    #[expect(
+        clippy::vec_box,
+        reason = "the system knows a message by its place, which a list's would not be"
+    )]
     spare: Vec<Box<Message>>,
 }
 
@@ -153,6 +167,12 @@ impl Raw {
     pub(crate) fn limit_workers(&self, count: u32) {
         // An older system has its own limit.
         let _ = self.ring.submitter().register_iowq_max_workers(&mut [count, 0]);
+    }
+
+    /// How many operations have not completed.
+    #[cfg(test)]
+    pub(crate) const fn in_flight(&self) -> usize {
+        self.in_flight
     }
 
     /// Puts an operation on the ring; the system hears of it with the next [`Self::enter`].

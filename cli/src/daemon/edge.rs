@@ -23,7 +23,9 @@ impl Edge {
             Backend::Posix => Self::posix(descriptors),
             Backend::IoUring => match Ring::new(descriptors) {
                 Ok(ring) => Self::ring(&ring),
-                Err(error) => Err(Failure::Refused(format!("backend io-uring: {error}; or take posix, or auto"))),
+                Err(error) => {
+                    Err(Failure::Refused(format!("backend io-uring: {error}; or take posix, or auto")))
+                }
             },
             Backend::Auto => match Ring::new(descriptors) {
                 Ok(ring) => Self::ring(&ring),

@@ -19,7 +19,7 @@ use super::managers::{KEPT_BYTES_MAX, ManagerId, Managers, Message, Outgoing};
 use super::names;
 use super::pair::NewReplica;
 use crate::allocation;
-use crate::spec::{Address, NbdUri, check_name};
+use crate::spec::{Address, Backend, NbdUri, check_name};
 use crate::text::one_line;
 pub(super) use commits::HeldCommit;
 
@@ -418,13 +418,14 @@ impl Daemon {
 
     /// What `query-replication` tells: everything.
     fn report(&mut self, asker: &Asker) {
-        let (managers, volumes) = (&mut self.managers, &self.volumes);
+        let (managers, volumes, backend) = (&mut self.managers, &self.volumes, self.backend);
         let id = asker.id.as_ref().map(HeldId::id);
-        managers.answer(asker.manager, |out| Self::write_report(volumes, out, id));
+        managers.answer(asker.manager, |out| Self::write_report(volumes, backend, out, id));
     }
 
     fn write_report(
         volumes: &[super::Volume],
+        backend: Backend,
         out: &mut Outgoing<'_>,
         id: Option<Id<'_>>,
     ) -> std::fmt::Result {
@@ -432,6 +433,6 @@ impl Daemon {
         for volume in volumes.iter().filter(|volume| !volume.is_vacant()) {
             report.volume(&volume.report(), volume.replica_reports())?;
         }
-        report.end(id)
+        report.end_with_backend(backend.name(), id)
     }
 }

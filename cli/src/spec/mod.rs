@@ -50,6 +50,17 @@ pub(crate) enum Backend {
     IoUring,
 }
 
+impl Backend {
+    /// As it is written.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Posix => "posix",
+            Self::IoUring => "io-uring",
+        }
+    }
+}
+
 /// What a secondary does when a primary write finds no room in the disk buffer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]

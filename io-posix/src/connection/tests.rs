@@ -1,8 +1,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, mpsc};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -159,8 +159,7 @@ struct Loop {
 
 impl Loop {
     fn new(folder: &Path, machine_entries: usize, buffers: u16, state: Arc<Shared>) -> Self {
-        let listener =
-            Listener::bind(&Address::Unix(folder.join("sock")), ListenOptions::default()).unwrap();
+        let listener = Listener::bind(&Address::Unix(folder.join("sock")), ListenOptions::default()).unwrap();
         let (mut poller, workers) = edge::both(16, 2);
         let registration = poller.listen(&listener, 99).unwrap();
         let disk = Disk::open(folder.join("image"), Options::default(), &workers).unwrap();

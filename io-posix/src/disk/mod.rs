@@ -216,9 +216,9 @@ impl Disk {
             Geometry { size_bytes: opened.file.size_bytes, block_bytes: opened.block_bytes, capabilities };
         let capacity = usize::from(options.queue_capacity.max(1));
         // What neither can do is done in the loop: it never waits there.
-        let queue = workers.queue(options.queue_capacity).filter(|_| {
-            !opened.is_memory || opened.file.let_queues_work_at_once()
-        });
+        let queue = workers
+            .queue(options.queue_capacity)
+            .filter(|_| !opened.is_memory || opened.file.let_queues_work_at_once());
         let shared = Shared {
             file: opened.file,
             finished: Mutex::new(VecDeque::with_capacity(capacity)),

@@ -49,7 +49,13 @@ impl Bench {
         Self::open(&path, Options::default())
     }
 
-    pub(super) fn submit(&mut self, entry: u16, action: Action, offset: u64, length: u64) -> Result<(), QueueFull> {
+    pub(super) fn submit(
+        &mut self,
+        entry: u16,
+        action: Action,
+        offset: u64,
+        length: u64,
+    ) -> Result<(), QueueFull> {
         let tag = Tag { entry, generation: 0 };
         self.disk.submit(Transfer { tag, action, extent: Extent { offset, length } }, &mut self.pool)
     }

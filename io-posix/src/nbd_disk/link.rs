@@ -134,10 +134,10 @@ impl NbdDisk {
         };
         match connecting {
             Ok(Connecting::Connected(stream)) => {
-                self.link = Link::Handshake { wire: Wire::new(stream, false, true), deadline };
+                self.link = Link::Handshake { wire: Wire::client(stream, true), deadline };
             }
             Ok(Connecting::Pending(stream)) => {
-                self.link = Link::Connecting { wire: Wire::new(stream, false, false), deadline };
+                self.link = Link::Connecting { wire: Wire::client(stream, false), deadline };
             }
             Err(error) => self.pause(&error),
         }

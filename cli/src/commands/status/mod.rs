@@ -12,6 +12,8 @@ use serde::Deserialize;
 pub(crate) struct Status {
     /// In the order of the daemon.
     pub(crate) volumes: Vec<Volume>,
+    /// What does the I/O: `posix` or `io-uring`.
+    pub(crate) backend: Option<String>,
 }
 
 /// One volume.

@@ -33,6 +33,9 @@ pub(crate) fn render(status: &Status) -> String {
     if status.volumes.is_empty() {
         out.push_str("no volume\n");
     }
+    if let Some(backend) = &status.backend {
+        let _ = writeln!(out, "\n{DIM}{:width$}{DIM:#} {backend}", "backend", width = LABEL + 2);
+    }
     out
 }
 

@@ -55,3 +55,9 @@ fn what_is_wrong_is_coloured_and_what_is_right_is_green() {
 fn an_empty_commit_is_complete() {
     assert!(plain(&SECONDARY.replace("1048576", "0").replace("524288", "0")).contains("0 B of 0 B (100%)"));
 }
+
+#[test]
+fn what_does_the_io_comes_last() {
+    let text = plain(r#"{"volumes":[],"backend":"io-uring"}"#);
+    assert_eq!(text, "no volume\n\nbackend        io-uring\n");
+}

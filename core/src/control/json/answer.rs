@@ -298,8 +298,23 @@ impl<'w, W: Write> ReportWriter<'w, W> {
     ///
     /// # Errors
     /// Those of the sink.
-    pub fn end(mut self, id: Option<Id<'_>>) -> fmt::Result {
+    pub fn end(self, id: Option<Id<'_>>) -> fmt::Result {
+        self.finish(None, id)
+    }
+
+    /// After the last volume, with the name of what does the I/O of all of them.
+    ///
+    /// # Errors
+    /// Those of the sink.
+    pub fn end_with_backend(self, backend: &str, id: Option<Id<'_>>) -> fmt::Result {
+        self.finish(Some(backend), id)
+    }
+
+    fn finish(mut self, backend: Option<&str>, id: Option<Id<'_>>) -> fmt::Result {
         self.json.close(']')?;
+        if let Some(backend) = backend {
+            self.json.text_member("backend", backend)?;
+        }
         self.json.close('}')?;
         end_answer(self.json, id)
     }

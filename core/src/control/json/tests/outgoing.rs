@@ -220,6 +220,16 @@ fn a_report_streams_in_short_parts_however_long_it_is() {
 }
 
 #[test]
+fn a_report_names_what_does_the_io_where_the_embedder_says_so() {
+    let mut bytes = [0; 128];
+    let mut out = TextBuffer::new(&mut bytes);
+    ReportWriter::begin(&mut out).unwrap().end_with_backend("io-uring", Some(Id("1"))).unwrap();
+    let value: Value = serde_json::from_str(out.text()).unwrap();
+    assert_eq!(value["return"]["backend"], "io-uring");
+    assert_eq!(value["id"], 1);
+}
+
+#[test]
 fn a_buffer_that_is_too_small_is_an_error_and_never_a_panic() {
     let (line, _) = written(|out| write_answer(out, &Answer::Commands, Some(Id("1"))));
     for room in 0..line.len() + 2 {
