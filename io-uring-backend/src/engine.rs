@@ -25,6 +25,8 @@ use crate::raw::{Ended, Key, Raw, Socket, Work};
 /// others are for reads and writes.
 const WORKERS: u32 = 8;
 const SLOW_MAX: usize = 4;
+/// How many of those may wait before their list has to grow.
+const SLOW_WAITING: usize = 1024;
 /// Kinds of owners, in the upper byte of their numbers.
 const DISK: u32 = 0;
 const STREAM: u32 = 1;
@@ -119,10 +121,10 @@ impl Engine {
             watches: Vec::with_capacity(usize::from(capacity)),
             stale: Vec::with_capacity(usize::from(capacity)),
             ready: Vec::with_capacity(usize::from(capacity)),
-            fresh: Vec::new(),
-            slow: VecDeque::new(),
+            fresh: Vec::with_capacity(64),
+            slow: VecDeque::with_capacity(SLOW_WAITING),
             slow_count: 0,
-            left: Vec::new(),
+            left: Vec::with_capacity(64),
             has_news: false,
             failed: None,
         }

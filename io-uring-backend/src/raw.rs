@@ -30,6 +30,9 @@ use twinblock_io_posix::wire::{Outbox, Room};
 const SUBMISSIONS: u32 = 256;
 /// Completions that the ring holds; more are kept by the system until there is room.
 const COMPLETIONS: u32 = 4096;
+/// Operations and messages in flight at a time before their tables have to grow.
+const SLOTS: usize = 2048;
+const MESSAGES: usize = 64;
 /// What the ring was not asked for by a slot: cancellations.
 const NOBODY: u64 = u64::MAX;
 /// How long the end of a ring waits for the system to let go of memory before that is leaked.
@@ -147,7 +150,13 @@ impl Raw {
             },
             built => built,
         }?;
-        Ok(Self { ring, slots: Vec::with_capacity(512), free: None, in_flight: 0, spare: Vec::new() })
+        Ok(Self {
+            ring,
+            slots: Vec::with_capacity(SLOTS),
+            free: None,
+            in_flight: 0,
+            spare: Vec::with_capacity(MESSAGES),
+        })
     }
 
     /// The first of these operations that the system does not know, if there is one.
