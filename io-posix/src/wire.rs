@@ -181,6 +181,8 @@ pub(crate) struct Wire {
     is_writable: bool,
     /// What is sent is answered, and its buffers are needed until then.
     is_answered: bool,
+    /// A message did not leave whole: nothing more can.
+    is_broken: bool,
 }
 
 #[derive(Debug)]
@@ -202,13 +204,13 @@ impl Wire {
     /// That of a server, to a client which may have sent something.
     pub(crate) const fn server(stream: Stream) -> Self {
         let line = Line::Stream { stream, registration: None };
-        Self { line, is_readable: true, is_writable: true, is_answered: false }
+        Self { line, is_readable: true, is_writable: true, is_answered: false, is_broken: false }
     }
 
     /// That of a client, which may still be connecting.
     pub(crate) const fn client(stream: Stream, is_connected: bool) -> Self {
         let line = Line::Stream { stream, registration: None };
-        Self { line, is_readable: false, is_writable: is_connected, is_answered: true }
+        Self { line, is_readable: false, is_writable: is_connected, is_answered: true, is_broken: false }
     }
 
     /// What was registered for it is ready.
@@ -326,11 +328,15 @@ impl Wire {
 
     /// Takes a message back that a queue has sent. Whether there was one: its buffers are free.
     pub(crate) fn settle(&mut self, pool: &mut HostPool) -> io::Result<bool> {
+        if self.is_broken {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
         let Line::Queue { carrier, outbox } = &mut self.line else { return Ok(false) };
         let Some((mut message, result)) = carrier.sent() else { return Ok(false) };
         message.clear(pool);
         *outbox = Some(message);
         self.is_writable = true;
+        self.is_broken = result.is_err();
         result.map(|()| true)
     }
 

@@ -153,3 +153,24 @@ impl Ring {
         Box::new(RingQueues(Rc::clone(&self.engine)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::NoRing;
+
+    #[test]
+    fn whoever_has_no_ring_is_told_what_to_do() {
+        for (number, hint) in [
+            (libc::ENOSYS, "Linux 6.0"),
+            (libc::EPERM, "kernel.io_uring_disabled=0"),
+            (libc::EACCES, "seccomp"),
+            (libc::ENOMEM, "memory"),
+        ] {
+            let text = NoRing::from(io::Error::from_raw_os_error(number)).to_string();
+            assert!(text.contains(hint) && !text.contains('\n'), "{text}");
+        }
+        assert!(NoRing::TooOld("receiving").to_string().contains("lacks receiving"));
+    }
+}

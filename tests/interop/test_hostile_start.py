@@ -402,7 +402,7 @@ class Flags(StartTest):
             self.refused(f"--{flag}", role="secondary", code=2, **{flag: None})
         for flag, values in {"max-connections": ("0", "-1", "65536", "20000", "x", ""), "peer-timeout": ("0", "0s", "x", "-1s", ""),
                              "handshake-timeout": ("0s", "x"), "dirty-granule": ("0", "3", "x", "1K1", "8E", "16384P"),
-                             "export": ("", "n" * 65, "a\nb", "\x1b[31m", "a\tb"), "backend": ("x", "io-uring"),
+                             "export": ("", "n" * 65, "a\nb", "\x1b[31m", "a\tb"), "backend": ("x", "io_uring", ""),
                              "checkpoint-every": ("0s", "x"), "checkpoint-timeout": ("0s",), "replica-timeout": ("0s",),
                              "replica-control": ("unix:x",), "log": ("x=y=z",)}.items():
             for value in values:

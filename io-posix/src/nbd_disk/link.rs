@@ -228,7 +228,7 @@ impl NbdDisk {
 
     /// Sends what was submitted since the disk was polled last, all of it together. That the connection has failed is
     /// found out by [`NbdDisk::service`], which meets the same error.
-    pub(super) fn send_now(&mut self, memory: &HostPool) {
+    pub(super) fn send_now(&mut self, memory: &mut HostPool) {
         if self.is_up() && self.has_unsent() {
             let _ = self.send(memory);
         }

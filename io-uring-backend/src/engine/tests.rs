@@ -133,6 +133,7 @@ fn a_disk_that_goes_with_transfers_in_flight_leaves_their_buffers_with_the_syste
             extent: Extent { offset: 0, length: u64::from(LARGE) },
         };
         disk.submit(transfer, &mut pool).unwrap();
+        assert_eq!(disk.poll(&mut pool), None);
         drop(disk);
         pool.release(buffer);
         assert!(pool.bytes(whole(buffer)).is_none());
