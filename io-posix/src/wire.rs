@@ -283,6 +283,9 @@ impl Wire {
                     };
                 }
                 if !carrier.is_receiving() {
+                    // A machine's own buffer may be used again as soon as the stream is given up, which the system hears
+                    // of later.
+                    let direct = direct.filter(|data| !pool.is_reserved(data.buffer));
                     let lease = direct.and_then(|data| pool.lend(data, Lend::Writing));
                     carrier.receive(lease.map_or_else(|| Room::Own(mem::take(buffer)), Room::Pool));
                 }

@@ -385,8 +385,10 @@ class Held(DiskTest):
                     guest.close()
                     primary.close()
                     # Its writes come to an end, so that another primary can take its place: each checkpoint has room
-                    # for one piece of them.
+                    # for one piece of them, and the next piece may still be on its way from the socket.
                     deadline = time.monotonic() + PATIENCE_S
-                    while self.held() and time.monotonic() < deadline:
+                    free_count = 0
+                    while free_count < 4 and time.monotonic() < deadline:
+                        free_count = 0 if self.held() else free_count + 1
                         self.daemon.qmp.call("xen-colo-do-checkpoint", force=True)
                     self.assertEqual(self.held(), 0)

@@ -154,6 +154,8 @@ impl Daemon {
         loop {
             let has_more = self.turn();
             if self.has_ended() {
+                // The last answers may not have been handed to the system.
+                let _ = self.poller.wait(Some(Duration::ZERO));
                 return Ok(());
             }
             let timeout = self.next_deadline().map(|due| Duration::from_micros(due.since(self.now).0));
