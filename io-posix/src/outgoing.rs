@@ -1,15 +1,16 @@
 //! What a session has to send, put on the wire.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use twinblock_core::nbd::{Segment, Segments};
 
 use crate::memory::HostPool;
-use crate::socket::{Batch, Stream};
+use crate::socket::{Batch, send_on};
 
 /// Sends what fits into one call; how many bytes went.
 pub(crate) fn send_segments(
-    stream: &Stream,
+    socket: BorrowedFd<'_>,
     segments: Segments<'_>,
     memory: &HostPool,
 ) -> io::Result<Option<usize>> {
@@ -28,5 +29,5 @@ pub(crate) fn send_segments(
     if batch.byte_count() == 0 {
         return Err(io::Error::other("nothing to send where something should be"));
     }
-    stream.send(batch.slices())
+    send_on(socket, batch.slices())
 }

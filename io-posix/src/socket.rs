@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, Mode, OFlags, fchmod, flock};
 use rustix::io::Errno;
 use rustix::net::{
@@ -22,6 +23,9 @@ use crate::errno::io_error;
 const BACKLOG: i32 = 1024;
 /// How many unanswered keep-alive probes end a connection.
 const PROBES: u32 = 3;
+/// How often, and each time how long, it is tried whether a socket that answers is about to vanish.
+const PROBES_OF_STALE: usize = 20;
+const STALE_MAX: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 
 /// How long a silent peer over TCP is taken to be alive: it is probed when it has been silent for half of that, and
@@ -181,16 +185,27 @@ fn remove_stale(path: &Path, address: &SocketAddrUnix) -> io::Result<()> {
     if !fs::symlink_metadata(path)?.file_type().is_socket() {
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is not a socket"));
     }
-    let probe = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
-    match net::connect(&probe, address) {
-        Err(Errno::CONNREFUSED) => fs::remove_file(path),
-        Err(Errno::NOENT) => Ok(()),
-        Ok(()) | Err(Errno::AGAIN) => Err(io::Error::new(
-            io::ErrorKind::AddrInUse,
-            "another process listens there; stop it or use another path",
-        )),
-        Err(error) => Err(io_error(error)),
+    let in_use = || {
+        io::Error::new(io::ErrorKind::AddrInUse, "another process listens there; stop it or use another path")
+    };
+    // The socket of a process that was killed may take connections for a moment longer, but none of them lasts.
+    for _ in 0..PROBES_OF_STALE {
+        let probe = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
+        match net::connect(&probe, address) {
+            Err(Errno::CONNREFUSED) => return fs::remove_file(path),
+            Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::AGAIN) => return Err(in_use()),
+            Err(error) => return Err(io_error(error)),
+            Ok(()) => {}
+        }
+        let mut waiting = [PollFd::new(&probe, PollFlags::IN)];
+        poll(&mut waiting, Some(&STALE_MAX))?;
+        let [found] = &waiting;
+        if !found.revents().intersects(PollFlags::HUP | PollFlags::ERR) {
+            return Err(in_use());
+        }
     }
+    Err(in_use())
 }
 
 fn bind_tcp(address: &Address, options: ListenOptions) -> io::Result<Listener> {
@@ -378,15 +393,7 @@ impl Stream {
     /// # Errors
     /// The connection has failed.
     pub fn send(&self, segments: &[IoSlice<'_>]) -> io::Result<Option<usize>> {
-        loop {
-            let mut control = SendAncillaryBuffer::default();
-            match net::sendmsg(&self.socket, segments, &mut control, SendFlags::NOSIGNAL) {
-                Ok(count) => return Ok(Some(count)),
-                Err(Errno::AGAIN) => return Ok(None),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(io_error(error)),
-            }
-        }
+        send_on(self.socket.as_fd(), segments)
     }
 
     /// Tells the peer that nothing more will be sent; receiving goes on.
@@ -410,6 +417,20 @@ impl AsFd for Stream {
 
 /// What a unix socket holds on its way; the system adds as much again for its own needs.
 const UNIX_SEND_BYTES: usize = 512 << 10;
+
+/// As [`Stream::send`], of a stream that somebody else has.
+pub(crate) fn send_on(socket: BorrowedFd<'_>, segments: &[IoSlice<'_>]) -> io::Result<Option<usize>> {
+    loop {
+        let mut control = SendAncillaryBuffer::default();
+        match net::sendmsg(socket, segments, &mut control, SendFlags::NOSIGNAL) {
+            Ok(count) => return Ok(Some(count)),
+            Err(Errno::AGAIN) => return Ok(None),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(io_error(error)),
+        }
+    }
+}
+
 /// How many segments leave in one system call.
 pub const BATCH_MAX: usize = 64;
 

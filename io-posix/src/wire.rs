@@ -4,7 +4,9 @@
 use std::fmt;
 use std::io;
 use std::mem;
+use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
+use std::rc::Rc;
 
 use twinblock_core::nbd::{Segment, Segments};
 use twinblock_core::{Data, Memory};
@@ -43,6 +45,9 @@ pub trait Carrier: fmt::Debug {
     /// Begins to send all of a message; nothing is being sent. When that has ended the poller tells, unless the message is
     /// [quiet](Outbox::is_quiet) and nobody is in a hurry.
     fn send(&mut self, message: Box<Outbox>);
+
+    /// The socket, for what cannot wait; nothing is being sent.
+    fn socket(&self) -> Option<Rc<OwnedFd>>;
 
     /// The owner waits for the end of the message that is being sent.
     fn hurry(&mut self);
@@ -299,7 +304,7 @@ impl Wire {
     /// Takes over what can be sent now; how many bytes, or `None` if nothing can be.
     pub(crate) fn send(&mut self, segments: Segments<'_>, pool: &mut HostPool) -> io::Result<Option<usize>> {
         let count = match &mut self.line {
-            Line::Stream { stream, .. } => send_segments(stream, segments, pool)?,
+            Line::Stream { stream, .. } => send_segments(stream.as_fd(), segments, pool)?,
             Line::Queue { carrier, outbox } => match outbox.take() {
                 Some(mut message) => match message.fill(segments, self.is_answered, pool) {
                     Ok(0) => {
@@ -327,6 +332,24 @@ impl Wire {
             self.is_writable = false;
         }
         Ok(count)
+    }
+
+    /// As [`Self::send`], but past the queue: what was sent has left when this returns. For the last word on a stream.
+    pub(crate) fn send_last(
+        &mut self,
+        segments: Segments<'_>,
+        pool: &mut HostPool,
+    ) -> io::Result<Option<usize>> {
+        let Line::Queue { carrier, outbox: Some(_) } = &mut self.line else {
+            return self.send(segments, pool);
+        };
+        let socket = carrier.socket().ok_or(io::ErrorKind::NotConnected)?;
+        let again = segments.clone();
+        match send_segments(socket.as_fd(), segments, pool)? {
+            Some(count) => Ok(Some(count)),
+            // The queue waits for room.
+            None => self.send(again, pool),
+        }
     }
 
     /// Takes a message back that a queue has sent. Whether there was one: its buffers are free.

@@ -121,6 +121,10 @@ impl Carrier for RingCarrier {
         self.engine.borrow_mut().send(self.place, message);
     }
 
+    fn socket(&self) -> Option<Rc<OwnedFd>> {
+        self.engine.borrow().socket(self.place)
+    }
+
     fn hurry(&mut self) {
         self.engine.borrow_mut().hurry(self.place);
     }

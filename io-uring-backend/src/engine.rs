@@ -381,6 +381,10 @@ impl Engine {
         self.streams.get_mut(place)?.sent.take()
     }
 
+    pub(crate) fn socket(&self, place: usize) -> Option<Socket> {
+        self.streams.get(place)?.socket.clone()
+    }
+
     pub(crate) fn hurry(&mut self, place: usize) {
         let Some(stream) = self.streams.get_mut(place) else { return };
         if stream.sent.is_some() {

@@ -67,7 +67,8 @@ class Story(NodesTest):
                 daemon.qmp.call("nbd-server-stop")
                 for name in names:
                     daemon.qmp.call("blockdev-del", node_name=name)
-                self.assertEqual(self.state(daemon), [[], [], {"volumes": []}, []])
+                nodes, exports, replication, jobs = self.state(daemon)
+                self.assertEqual((nodes, exports, replication["volumes"], jobs), ([], [], [], []))
             self.assert_disk_holds(self.directory / "secondary.raw", 0, bytes([turn]) * BLOCK)
             if turn == 4:
                 resident = [daemon.memory()["allocated_bytes"] for daemon in (self.primary, self.secondary)]
