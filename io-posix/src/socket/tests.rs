@@ -121,6 +121,22 @@ fn a_stale_socket_file_is_replaced_and_a_live_one_is_not() {
 }
 
 #[test]
+fn a_socket_that_vanishes_while_it_is_tried_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s");
+    // As the system leaves that of a process which was killed, for a moment.
+    let old = UnixListener::bind(&path).unwrap();
+    let end = std::thread::spawn(move || {
+        let taken = old.accept();
+        drop(old);
+        drop(taken);
+    });
+    let listener = bind(&format!("unix:{}", path.display())).unwrap();
+    end.join().unwrap();
+    connect(listener.address()).unwrap();
+}
+
+#[test]
 fn a_listener_removes_only_its_own_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s");
