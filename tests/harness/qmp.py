@@ -24,6 +24,9 @@ class Qmp:
             self._socket.settimeout(timeout_s)
             try:
                 self._socket.connect(path if is_tcp else str(path))
+                # The socket of a daemon that was killed may take connections for a moment more, but lets none last.
+                if not self._socket.recv(1, socket.MSG_PEEK):
+                    raise ConnectionResetError("closed before the greeting")
                 break
             except OSError as error:
                 self._socket.close()

@@ -266,11 +266,19 @@ fn who_was_accepted_while_nobody_shall_be_is_kept_until_somebody_may() {
     poller.wait(SOON).unwrap();
     assert_eq!(poller.ready().count(), 0);
     poller.set_interest(registration, Interest::READ);
-    for client in &mut clients {
-        let stream = accepted(&mut poller, &listener, registration);
+    // One that comes while the ring is already accepting, too.
+    let greet = |client: &mut UnixStream, poller: &mut Poller| {
+        let stream = accepted(poller, &listener, registration);
         stream.send(&[std::io::IoSlice::new(b"hello")]).unwrap();
         let mut word = [0; 5];
         client.read_exact(&mut word).unwrap();
         assert_eq!(&word, b"hello");
-    }
+    };
+    clients.iter_mut().for_each(|client| greet(client, &mut poller));
+    poller.wait(SOON).unwrap();
+    let mut late = UnixStream::connect(folder.path().join("sock")).unwrap();
+    poller.set_interest(registration, Interest::NONE);
+    poller.wait(SOON).unwrap();
+    poller.set_interest(registration, Interest::READ);
+    greet(&mut late, &mut poller);
 }
