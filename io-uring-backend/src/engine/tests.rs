@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::rc::Rc;
 use std::time::Duration;
 
 use twinblock_core::block::{Action, BlockDevice, Tag, Transfer};
@@ -156,10 +157,11 @@ fn a_disk_that_goes_with_transfers_in_flight_leaves_their_buffers_with_the_syste
 fn a_ring_that_goes_first_waits_for_the_system() {
     let mut pool = pool();
     let Some(mut engine) = engine() else { return };
-    let mut peers = Vec::new();
+    let (mut peers, mut sockets) = (Vec::new(), Vec::new());
     for token in 0..8 {
         let (place, peer) = stream(&mut engine, token);
         peers.push(peer);
+        sockets.extend(engine.socket(place));
         engine.receive(place, Room::Own(vec![0; ROOM].into_boxed_slice()));
     }
     let (place, peer) = stream(&mut engine, 9);
@@ -168,6 +170,10 @@ fn a_ring_that_goes_first_waits_for_the_system() {
     engine.receive(place, Room::Pool(pool.lend(whole(buffer), Lend::Writing).unwrap()));
     engine.wait(Some(Duration::ZERO)).unwrap();
     drop((pool, engine));
+    assert!(
+        sockets.iter().all(|socket| Rc::strong_count(socket) == 1),
+        "something is still in flight, or lost"
+    );
     let canaries = canaries();
     for peer in &mut peers {
         let _ = peer.write_all(&[7; 1000]);
