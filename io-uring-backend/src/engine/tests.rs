@@ -133,22 +133,25 @@ fn a_disk_that_goes_with_transfers_in_flight_leaves_their_buffers_with_the_syste
         let workers = Workers::start(1, &poller.waker()).unwrap().beside(ring.queues());
         let mut disk = Disk::open(&path, Options::default(), &workers).unwrap();
         let mut pool = pool();
-        let buffer = pool.acquire(LARGE).unwrap();
-        let transfer = Transfer {
-            tag: Tag::default(),
-            action: Action::Read(whole(buffer)),
-            extent: Extent { offset: 0, length: u64::from(LARGE) },
-        };
-        disk.submit(transfer, &mut pool).unwrap();
+        let buffers = [pool.acquire(LARGE).unwrap(), pool.acquire(LARGE).unwrap()];
+        for buffer in buffers {
+            let extent = Extent { offset: 0, length: u64::from(LARGE) };
+            let action = Action::Read(whole(buffer));
+            disk.submit(Transfer { tag: Tag::default(), action, extent }, &mut pool).unwrap();
+        }
         assert_eq!(disk.poll(&mut pool), None);
         drop(disk);
-        pool.release(buffer);
-        assert!(pool.bytes(whole(buffer)).is_none());
+        for buffer in buffers {
+            pool.release(buffer);
+            assert!(pool.bytes(whole(buffer)).is_none());
+        }
         for _ in 0..20 {
             poller.wait(SOON).unwrap();
             poller.take_back(&mut pool);
         }
-        assert!(pool.bytes(whole(buffer)).unwrap().iter().all(|byte| *byte == 7), "it has been read");
+        for buffer in buffers {
+            assert!(pool.bytes(whole(buffer)).unwrap().iter().all(|byte| *byte == 7), "it has been read");
+        }
         assert_eq!(pool.free_counts(), (0, 2));
     }
 }
