@@ -344,7 +344,8 @@ impl Manager {
         let socket = network.socket(self.socket);
         let is_open = self.state == State::Open && self.negotiation.is_done();
         if is_open && room(socket) >= EVENT_MAX + OWED_MAX {
-            let report = EventReport { volume: settings::EXPORT, event, replica: "", at: Micros(0) };
+            let (volume, at) = (settings::EXPORT, Micros(0));
+            let report = EventReport { volume, event, replica: "", export: "", at };
             self.write(socket, |out| json::write_event(out, &report));
         }
     }
