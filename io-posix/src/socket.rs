@@ -431,19 +431,6 @@ pub(crate) fn send_on(socket: BorrowedFd<'_>, segments: &[IoSlice<'_>]) -> io::R
 /// What a unix socket holds on its way; the system adds as much again for its own needs.
 const UNIX_SEND_BYTES: usize = 512 << 10;
 
-/// As [`Stream::send`], of a stream that somebody else has.
-pub(crate) fn send_on(socket: BorrowedFd<'_>, segments: &[IoSlice<'_>]) -> io::Result<Option<usize>> {
-    loop {
-        let mut control = SendAncillaryBuffer::default();
-        match net::sendmsg(socket, segments, &mut control, SendFlags::NOSIGNAL) {
-            Ok(count) => return Ok(Some(count)),
-            Err(Errno::AGAIN) => return Ok(None),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(io_error(error)),
-        }
-    }
-}
-
 /// How many segments leave in one system call.
 pub const BATCH_MAX: usize = 64;
 
