@@ -52,7 +52,7 @@ mod tests {
         Node => 256,
         secondary::Connection => 40,
         Slot<primary::Work> => 152,
-        Replica<'static> => 112,
+        Replica<'static> => 256,
         Connection<()> => 32,
         Volume => 8,
         Member => 32,
