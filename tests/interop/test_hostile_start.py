@@ -371,7 +371,6 @@ class Configuration(StartTest):
         for key in ("export", "disk", "listen"):
             self.refused_file(self.good() + self.primary(**{key: None}), key)
         self.refused_file(self.good(control=None) + self.primary(), "control")
-        self.refused_file(self.good(), "volume")
 
     def test_volumes_that_get_in_each_others_way(self):
         other = self.make_disk("other.raw", MIB)
