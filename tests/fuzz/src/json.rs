@@ -135,6 +135,8 @@ fn check_meaning(bytes: &[u8], scratch: Option<usize>) {
     let cramped = parse(bytes, &mut small);
     assert!(cramped.command == Err(ParseError::TooLong) || cramped == Parsed { id, command });
     if let Err(error) = command {
+        // An id with a surrogate that stands alone is given back as it came, and this parser takes no such text.
+        let id = id.filter(|id| serde_json::from_str::<Value>(id.text()).is_ok());
         let line = written(|out| error.write(out, id));
         let refusal: Value = serde_json::from_str(&line).expect("an error is JSON");
         assert!(refusal["error"]["desc"].is_string());
