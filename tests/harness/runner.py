@@ -1,4 +1,6 @@
 """Runs the tests of a folder, one line each."""
+import faulthandler
+import os
 import pathlib
 import sys
 import threading
@@ -8,8 +10,10 @@ import unittest
 from .process import kill_all
 from .twinblock import binary
 
-# A test that takes longer loses its daemons, and fails by that.
+# A test that takes longer has failed, and loses its processes, for which it may be waiting.
 TEST_MAX_S = 120
+# One that goes on without them waits for something that never comes: the whole run ends.
+GRACE_S = 60
 
 
 def flatten(suite):
@@ -31,23 +35,39 @@ class Result(unittest.TestResult):
     def startTest(self, test):
         super().startTest(test)
         self._began = time.monotonic()
-        self._watch = threading.Timer(TEST_MAX_S, self._interrupt)
-        self._watch.daemon = True
-        self._watch.start()
+        self._is_late = False
+        self._watches = [
+            threading.Timer(TEST_MAX_S, self._interrupt), threading.Timer(TEST_MAX_S + GRACE_S, self._give_up)]
+        for watch in self._watches:
+            watch.daemon = True
+            watch.start()
         print(f"test {test.id()} ...", end=" ", flush=True)
 
     def stopTest(self, test):
-        self._watch.cancel()
+        for watch in self._watches:
+            watch.cancel()
         super().stopTest(test)
 
     def _interrupt(self):
         print(f"more than {TEST_MAX_S} s, killing its processes ...", end=" ", flush=True)
+        self._is_late = True
         kill_all()
+
+    def _give_up(self):
+        print("nor does it end without them; where it is:", flush=True)
+        faulthandler.dump_traceback(file=sys.stdout)
+        for test, text in self.failures + self.errors:
+            print(f"\n---- {test.id()}\n{text}")
+        print("\nthe run is given up; the tests that follow were not tried", flush=True)
+        os._exit(1)
 
     def _end(self, word):
         print(f"{word} ({time.monotonic() - self._began:.1f} s)", flush=True)
 
     def addSuccess(self, test):
+        if self._is_late:
+            self.addFailure(test, (TimeoutError, TimeoutError(f"it took more than {TEST_MAX_S} s"), None))
+            return
         super().addSuccess(test)
         self.passed += 1
         self._end("ok")

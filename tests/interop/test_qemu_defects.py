@@ -407,6 +407,8 @@ class FlushOfADeadReplica(DefectTest):
         self.enter_ours(primary_arguments=["--replica-timeout", "1s"])
         self.primary.pwrite(NEW, 0)
         self.pair.secondary.process.freeze()
+        # Before the guest's connection to it is closed, which waits for an answer.
+        self.addCleanup(self.pair.secondary.process.thaw)
         self.primary.flush()
         self.assert_behind_and_said()
 
