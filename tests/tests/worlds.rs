@@ -82,6 +82,11 @@ fn what_the_disk_has_lost_is_read_from_who_has_it_in_every_order() {
 }
 
 #[test]
+fn a_replica_crashes_and_is_started_anew_in_every_order() {
+    walk_primary("crash");
+}
+
+#[test]
 fn a_barrier_meets_writes_in_every_order() {
     walk_primary("barrier");
 }

@@ -63,6 +63,7 @@ const PRIMARY: &[&str] = &[
     "attach",
     "detach",
     "connected",
+    "restarted",
     "disconnected",
     "missing",
 ];

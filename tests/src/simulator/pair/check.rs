@@ -38,7 +38,12 @@ impl World<'_> {
             for (replica, standby) in volume.standbys.iter().enumerate() {
                 let place = Place { volume: index, replica };
                 let has_changed = is_primarys || act.may_change_secondary(place);
-                if has_changed && matches!(standby.machine().stage(), Stage::None | Stage::Running) {
+                // Until it is told that a replica was started anew, the primary cannot know what that has lost.
+                let may_know = !volume.ways[replica].was_restarted;
+                if has_changed
+                    && may_know
+                    && matches!(standby.machine().stage(), Stage::None | Stage::Running)
+                {
                     volume.active.check_replica(replica, standby.device().bytes());
                 }
             }
@@ -102,7 +107,8 @@ impl World<'_> {
             let has_run = this.active.is_running() && this.active.running_since < taken_at;
             let was_there = this.ways[replica].up_since < taken_at && has_run;
             let is_twin = matches!(standby.machine().stage(), Stage::None | Stage::Running);
-            if status.is_attached && status.is_connected && !status.is_behind && was_there && is_twin {
+            // One that was left out is behind.
+            if status.is_attached && !status.is_behind && was_there && is_twin {
                 this.active.check_flushed(standby.device(), taken_at);
             }
         }

@@ -235,8 +235,10 @@ impl World<'_> {
         }
         self.run_until_idle();
         for place in self.places() {
-            // What a primary sends to one that was stopped before its death is not taken, and known to be missing.
-            if let Some(taken) = &self.standby(place).taken {
+            // What a primary sends to one that was stopped before its death is not taken, and known to be missing. Of one that
+            // was started anew the primary may have died without knowing.
+            let may_know = !self.way(place).was_restarted;
+            if let Some(taken) = self.standby(place).taken.as_ref().filter(|_| may_know) {
                 self.volumes[place.volume].active.check_replica(place.replica, taken);
             }
         }

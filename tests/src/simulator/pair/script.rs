@@ -147,7 +147,7 @@ impl World<'_> {
             }
             _ => {}
         }
-        let Settings { cuts, losses, managers, jumps, .. } = self.settings;
+        let Settings { cuts, losses, managers, crashes, jumps, .. } = self.settings;
         if self.rng.u32(..1000) < cuts {
             self.shake_a_link();
         }
@@ -156,6 +156,10 @@ impl World<'_> {
         }
         if self.rng.u32(..1000) < managers {
             self.manager_acts();
+        }
+        if self.rng.u32(..1000) < crashes {
+            let replica = self.rng.usize(..self.settings.replicas);
+            self.crash_secondaries(replica);
         }
         if self.rng.u32(..1000) < jumps {
             self.jump();

@@ -57,6 +57,8 @@ pub(super) struct Settings {
     pub(super) managers: u32,
     /// Of these, percent that end replication on a secondary.
     pub(super) takeovers_percent: u32,
+    /// Per thousand steps: how often the machine of a replica crashes.
+    pub(super) crashes: u32,
     /// Per thousand steps: how often a clock jumps.
     pub(super) jumps: u32,
     /// The primary takes a checkpoint when it hears that a buffer is full.
@@ -98,6 +100,7 @@ impl Settings {
             losses: 0,
             managers: 0,
             takeovers_percent: 0,
+            crashes: 0,
             jumps: 0,
             heeds_full: false,
             focus_percent: 30,
@@ -154,6 +157,7 @@ impl Settings {
             losses: rate(rng, &[0, 0, 10, 40]),
             managers: rate(rng, &[0, 5, 20]),
             takeovers_percent: pick(rng, &[0, 10]),
+            crashes: rate(rng, &[0, 0, 3, 10]),
             jumps: rate(rng, &[0, 0, 10]),
             heeds_full: rng.bool(),
             focus_percent: pick(rng, &[0, 50, 90]),

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use twinblock_core::node::{Coordinator, Member, Volume as Enrolled};
 use twinblock_core::primary::{self, Command};
 use twinblock_core::secondary;
-use twinblock_core::{CommandId, Extent, Identity, Micros, Refused, ReplicaState};
+use twinblock_core::{CommandId, Extent, Identity, Micros, Refused, ReplicaState, Stage};
 
 use super::active::{self, Active};
 use super::control::{Control, Message, Wish};
@@ -59,6 +59,8 @@ pub(super) struct Way {
     pub(super) up_since: u64,
     /// How many connections there were.
     pub(super) connections: u64,
+    /// The replica was started anew and the primary does not know yet.
+    pub(super) was_restarted: bool,
 }
 
 /// One volume of the primary node.
@@ -89,6 +91,8 @@ pub(super) struct World<'m> {
     /// Whether everything is compared after each step.
     pub(super) is_checking: bool,
     pub(super) coverage: Coverage,
+    /// By places: what a secondary borrows that is started anew, once.
+    spare_rooms: [Option<&'m mut standby::Room>; VOLUMES * REPLICAS],
     is_traced: bool,
 }
 
@@ -105,6 +109,7 @@ pub(super) fn with_world<T>(
     let (mut replicas, rests): (Vec<_>, Vec<_>) = rooms.iter_mut().map(active::Room::replicas).unzip();
     let standby_rooms = |_| (0..settings.replicas).map(|_| standby::Room::new(&settings)).collect();
     let mut standby_rooms: Vec<Vec<_>> = (0..settings.volumes).map(standby_rooms).collect();
+    let mut spare_rooms: [_; VOLUMES * REPLICAS] = std::array::from_fn(|_| standby::Room::new(&settings));
     let mut volumes = Vec::new();
     for ((replicas, rest), rooms) in replicas.iter_mut().zip(rests).zip(&mut standby_rooms) {
         let content = settings.content(&mut rng);
@@ -131,6 +136,7 @@ pub(super) fn with_world<T>(
         is_primary_dead: false,
         is_checking: true,
         coverage: Coverage::default(),
+        spare_rooms: spare_rooms.each_mut().map(Some),
         is_traced,
     };
     world.trace(|world| format!("{:?}", world.settings));
@@ -265,6 +271,11 @@ impl<'m> World<'m> {
         active.link_mut(replica).connect();
         let geometry = active.geometry();
         // A detached replica is not listened to.
+        if self.way(place).was_restarted
+            && self.tell_primary(volume, "restarted", primary::Input::Restarted(replica as u8))
+        {
+            self.way_mut(place).was_restarted = false;
+        }
         self.tell_primary(volume, "connected", primary::Input::Connected(replica as u8, geometry));
         self.settle();
     }
@@ -298,6 +309,34 @@ impl<'m> World<'m> {
         }
         self.way_mut(place).is_cut = true;
         self.settle();
+    }
+
+    /// The machine with a node's secondaries crashes, and they are started again: of what was not flushed some is gone, and
+    /// so is everything that they knew.
+    pub(super) fn crash_secondaries(&mut self, replica: usize) {
+        for volume in 0..self.volumes.len() {
+            let place = Place { volume, replica };
+            if matches!(self.standby(place).machine().stage(), Stage::None | Stage::Running) {
+                self.crash_secondary(place);
+            }
+        }
+        self.commits[replica].clear();
+    }
+
+    fn crash_secondary(&mut self, place: Place) {
+        let Some(room) = self.spare_rooms[place.flat()].take() else { return };
+        self.trace(|_| format!("{place:?} crashes"));
+        self.cut(place);
+        let Self { volumes, settings, rng, is_traced, .. } = self;
+        let standby = &mut volumes[place.volume].standbys[place.replica];
+        let disk = &mut standby.driver.devices_mut().disk;
+        disk.lose_power(rng);
+        let content = disk.bytes().to_vec();
+        *standby = Standby::new(settings, content, room);
+        standby.set_traced(*is_traced);
+        self.way_mut(place).was_restarted = true;
+        self.open_secondary_guest(place);
+        self.manage(place, secondary::Command::Start { primary: false }).expect("it starts");
     }
 
     /// Everything that the primary was is gone.

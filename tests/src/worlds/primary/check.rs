@@ -4,7 +4,7 @@ use twinblock_core::block::{Action, Transfer};
 use twinblock_core::{Device, Errno, Extent, Op, Refused, Reply, Request, Stage};
 
 use super::super::disk::{BLOCK, Mask, is_modification, mask, range};
-use super::{BLOCKS, Flying, REPLICAS, State, set_of};
+use super::{BLOCKS, Flying, Link, REPLICAS, State, set_of};
 
 impl Flying {
     /// The symbol that it writes.
@@ -141,7 +141,8 @@ impl State<'_> {
 
     /// P1: each attached replica has the write, or is known not to.
     fn check_p1(&self, flying: &Flying) {
-        for replica in (0..REPLICAS).filter(|replica| self.around.links[*replica].is_attached) {
+        let may_know = |link: &Link| link.is_attached && !link.has_crashed;
+        for replica in (0..REPLICAS).filter(|replica| may_know(&self.around.links[*replica])) {
             for block in range(flying.request.extent) {
                 let has_it = self.around.replicas[replica].content[block] == flying.symbol();
                 assert!(has_it || self.misses(replica, block), "P1: block {block} of replica {replica}");
@@ -155,16 +156,17 @@ impl State<'_> {
             && self.machine.replica(replica as u8).is_some_and(|status| status.is_behind)
     }
 
-    /// What was answered before a flush came is durable, here or on a replica, and on each that was asked and is current.
+    /// What was answered before a flush came is durable, here or on a replica, and on each that is current: one that was not
+    /// reachable, or has failed it, is behind by what it may lose.
     fn check_flushed(&self, flying: &Flying) {
         let is_current = |replica: usize| {
             self.machine.replica(replica as u8).is_some_and(|status| status.is_attached && !status.is_behind)
         };
         let mut on_some = if flying.has_disk_failed { 0 } else { !self.around.disk.volatile };
         for replica in (0..REPLICAS).filter(|replica| is_current(*replica)) {
-            let is_asked = flying.steady & 1 << replica != 0 && self.around.model.stage == Stage::Running;
+            let must = flying.attached & 1 << replica != 0 && self.around.model.stage == Stage::Running;
             let bare = self.around.replicas[replica].volatile & flying.covers;
-            assert!(!is_asked || bare == 0, "replica {replica} is not flushed");
+            assert!(!must || bare == 0, "replica {replica} is not flushed");
             on_some |= !self.around.replicas[replica].volatile;
         }
         let bare = flying.covers & !on_some;
@@ -195,7 +197,8 @@ impl State<'_> {
             assert_eq!(usize::from(status.in_flight), self.around.replicas[replica].in_flight.len());
             assert!(status.is_behind || !link.was_behind, "P2: replica {replica} is current by itself");
             link.was_behind = status.is_behind;
-            let is_attached = link.is_attached;
+            // Until it is told that a replica was started anew, the primary cannot know what that has lost.
+            let is_attached = link.is_attached && !link.has_crashed;
             for block in (0..BLOCKS).filter(|_| is_attached) {
                 let is = self.around.replicas[replica].content[block];
                 let is_right = self.explains(block) & set_of(is) != 0;

@@ -53,6 +53,8 @@ pub struct State<'m> {
 struct Around {
     disk: Disk<BLOCKS>,
     replicas: [Disk<BLOCKS>; REPLICAS],
+    /// What a crash leaves of the replicas, where they can crash.
+    durable: Option<[[u8; BLOCKS]; REPLICAS]>,
     links: [Link; REPLICAS],
     arena: Arena<FLYING>,
     flying: List<Flying, FLYING>,
@@ -73,6 +75,8 @@ struct Link {
     is_up: bool,
     /// It was behind.
     was_behind: bool,
+    /// It has crashed and the primary was not told.
+    has_crashed: bool,
 }
 
 /// A piece that was not taken yet.
@@ -107,8 +111,8 @@ struct Flying {
     has_disk_failed: bool,
     /// Of a flush: blocks that it has to make durable.
     covers: Mask,
-    /// Of a flush: replicas that were reachable all the time.
-    steady: u8,
+    /// Of a flush: replicas that were attached all the time, a bit each.
+    attached: u8,
 }
 
 /// What there should be.
@@ -161,6 +165,11 @@ impl Around {
         Self {
             disk: Disk::new([OLD; BLOCKS]),
             replicas: std::array::from_fn(|_| Disk::new([OLD; BLOCKS])),
+            durable: setting
+                .acts
+                .iter()
+                .any(|act| matches!(act, Act::Crash(_)))
+                .then_some([[OLD; BLOCKS]; REPLICAS]),
             links: [Link::default(); REPLICAS],
             arena: Arena::new(),
             flying: List::new(),

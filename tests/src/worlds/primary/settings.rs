@@ -22,7 +22,9 @@ pub enum Act {
     Close,
     /// The link to a replica breaks.
     Cut(u8),
-    /// The link to a replica is up.
+    /// The machine of a replica crashes: what is not durable there is gone, and so is its link.
+    Crash(u8),
+    /// The link to a replica is up; after a crash the primary hears that it was started anew.
     Connect(u8),
     /// A replica says that it misses something.
     Missing(u8),
@@ -68,8 +70,8 @@ pub struct Setting {
 }
 
 use Act::{
-    Attach, AttachEmpty, Barrier, Close, Connect, Cut, Detach, FastZeroes, Flush, Hurry, Missing, Read,
-    Release, Start, Stop, Trim, UrgentBarrier, Write, WriteDurably,
+    Attach, AttachEmpty, Barrier, Close, Connect, Crash, Cut, Detach, FastZeroes, Flush, Hurry, Missing,
+    Read, Release, Start, Stop, Trim, UrgentBarrier, Write, WriteDurably,
 };
 
 const BASE: Setting = Setting {
@@ -85,7 +87,7 @@ const BASE: Setting = Setting {
 
 /// All of them. Blocks 0 and 1 are the first dirty granule, 2 and 3 the second, 4 is the third, which ends with the
 /// disk. A window is two of them.
-pub const SETTINGS: [Setting; 5] = [
+pub const SETTINGS: [Setting; 6] = [
     Setting {
         name: "mirror",
         acts: &[Write((0, 1)), Write((1, 4)), Trim((3, 5)), Read((0, 4)), Flush, Cut(0), Connect(0)],
@@ -111,6 +113,15 @@ pub const SETTINGS: [Setting; 5] = [
         inputs: 3,
         inputs_large: 4,
         states_min: 160_000,
+        ..BASE
+    },
+    Setting {
+        name: "crash",
+        acts: &[Write((0, 1)), Flush, Cut(0), Crash(0), Connect(0)],
+        inputs: 5,
+        inputs_large: 6,
+        faults: 0,
+        states_min: 360_000,
         ..BASE
     },
     Setting {

@@ -10,7 +10,7 @@ use twinblock_core::{
 
 use super::super::disk::{BLOCK, Disk, End, POISON, WINDOW_BLOCKS, is_modification, mask};
 use super::super::walk::{hash_of, note};
-use super::{Act, BLOCKS, Barrier, FLYING, Flying, GUEST, Kind, Link, Piece, REPLICAS, State};
+use super::{Act, Around, BLOCKS, Barrier, FLYING, Flying, GUEST, Kind, Link, Piece, REPLICAS, State};
 
 /// More outputs than an input can lead to.
 const OUTPUTS_MAX: usize = 200;
@@ -35,6 +35,24 @@ impl Step {
     }
 }
 
+impl Around {
+    /// A crash leaves what is durable.
+    fn note_durable(&mut self, replica: usize) {
+        let Disk { content, volatile, .. } = &self.replicas[replica];
+        let Some(durable) = &mut self.durable else { return };
+        for block in (0..BLOCKS).filter(|block| volatile & 1 << block == 0) {
+            durable[replica][block] = content[block];
+        }
+    }
+
+    fn crash(&mut self, replica: usize) {
+        let Some(durable) = &self.durable else { return };
+        let disk = &mut self.replicas[replica];
+        (disk.content, disk.volatile) = (durable[replica], 0);
+        self.links[replica].has_crashed = true;
+    }
+}
+
 impl State<'_> {
     pub(super) fn steps(&self, acts: &[Act]) -> Vec<Step> {
         let around = &self.around;
@@ -47,7 +65,13 @@ impl State<'_> {
             let is_up = around.links[usize::from(replica)].is_up;
             for nth in 0..disk.in_flight.len() {
                 let ends = disk.ends(nth, may_fail || !is_up);
-                let ends = ends.filter(|end| is_up || matches!(end, End::Failed | End::FailedLate));
+                let has_crashed = around.links[usize::from(replica)].has_crashed;
+                let may_end = |end: &End| match end {
+                    End::Failed => true,
+                    End::FailedLate => is_up || !has_crashed,
+                    End::Done | End::NotFast => is_up,
+                };
+                let ends = ends.filter(may_end);
                 steps.extend(ends.map(|end| Step::Replica(replica, nth, end)));
             }
         }
@@ -72,6 +96,10 @@ impl State<'_> {
             | Act::Flush => around.is_open && around.outbox.is_none() && around.flying.len() + 1 < FLYING,
             Act::Close => around.is_open,
             Act::Cut(replica) => link(replica).is_up,
+            // Nothing arrives any more.
+            Act::Crash(replica) => {
+                link(replica).is_up || around.replicas[usize::from(replica)].in_flight.is_empty()
+            }
             Act::Connect(replica) => {
                 let Link { is_attached, is_up, .. } = link(replica);
                 is_attached && !is_up && around.replicas[usize::from(replica)].in_flight.is_empty()
@@ -103,6 +131,7 @@ impl State<'_> {
                 let completion = disk.complete(nth, end, &mut self.around.arena);
                 let device = Device::Replica(replica);
                 self.ended(device, &transfer, end);
+                self.around.note_durable(usize::from(replica));
                 self.input(Input::Completed(device, completion));
             }
         }
@@ -158,15 +187,15 @@ impl State<'_> {
                 self.around.inputs_left -= 1;
                 return self.input(Input::Closed(GUEST));
             }
-            Act::Cut(replica) => {
-                self.around.links[usize::from(replica)].is_up = false;
-                for flying in &mut self.around.flying {
-                    flying.steady &= !(1 << replica);
-                }
-                self.around.inputs_left -= 1;
-                return self.input(Input::Disconnected(replica));
+            Act::Cut(replica) => return self.cut(replica),
+            Act::Crash(replica) => {
+                self.around.crash(usize::from(replica));
+                return self.cut(replica);
             }
             Act::Connect(replica) => {
+                if std::mem::take(&mut self.around.links[usize::from(replica)].has_crashed) {
+                    self.input(Input::Restarted(replica));
+                }
                 self.around.links[usize::from(replica)].is_up = true;
                 self.around.inputs_left -= 1;
                 return self.input(Input::Connected(replica, Disk::<BLOCKS>::geometry(false)));
@@ -187,6 +216,13 @@ impl State<'_> {
                 let extent = Extent::between(window, whole.end());
                 self.around.outbox = Some(Piece { kind, extent, is_first: false, is_last: true });
             }
+        }
+    }
+
+    fn cut(&mut self, replica: u8) {
+        self.around.inputs_left -= 1;
+        if std::mem::take(&mut self.around.links[usize::from(replica)].is_up) {
+            self.input(Input::Disconnected(replica));
         }
     }
 
@@ -247,8 +283,8 @@ impl State<'_> {
         for flying in around.flying.iter_mut().filter(|_| is_modification) {
             flying.covers &= !mask(request.extent);
         }
-        let steady = (0..REPLICAS).filter(|replica| around.links[*replica].is_up);
-        let steady = steady.fold(0, |steady, replica| steady | 1 << replica);
+        let attached = (0..REPLICAS).filter(|replica| around.links[*replica].is_attached);
+        let attached = attached.fold(0, |attached, replica| attached | 1 << replica);
         let flying = Flying {
             name,
             request,
@@ -257,7 +293,7 @@ impl State<'_> {
             is_after_barrier,
             has_disk_failed: false,
             covers,
-            steady,
+            attached,
         };
         around.flying.push(flying).expect("few are in flight");
     }
@@ -324,13 +360,14 @@ impl State<'_> {
             Command::Release { .. } => goes_on = true,
             Command::Attach { replica, is_new, .. } => {
                 let link = &mut around.links[usize::from(replica)];
-                *link = Link { is_attached: true, is_up: false, was_behind: link.was_behind && !is_new };
+                *link =
+                    Link { is_attached: true, is_up: false, was_behind: link.was_behind && !is_new, ..*link };
             }
             Command::Detach { replica } => {
                 let link = &mut around.links[usize::from(replica)];
                 (link.is_attached, link.is_up) = (false, false);
                 for flying in &mut around.flying {
-                    flying.steady &= !(1 << replica);
+                    flying.attached &= !(1 << replica);
                 }
             }
             Command::Hurry | Command::Barrier { .. } => {
