@@ -20,6 +20,8 @@ use crate::spec::{Address, NbdUri};
 const LOOKUP_MAX: Micros = Micros::from_ms(10_000);
 /// How long an answer is used: a command may wait for its disk after it has waited for the name.
 const KNOWN_FOR: Micros = Micros::from_ms(60_000);
+/// How long a name is taken for unknown: the commands that have waited hear of it, and whoever tries again asks again.
+const UNKNOWN_FOR: Micros = Micros::from_ms(1_000);
 /// Most commands that wait.
 const WAITING_MAX: usize = 16;
 
@@ -86,7 +88,8 @@ impl Names {
     fn take(&mut self, now: Micros) -> Vec<(ManagerId, Vec<u8>)> {
         while let Ok((address, answer)) = self.answers.try_recv() {
             self.asked.remove(&address);
-            self.known.insert(address, (answer, now.after(KNOWN_FOR)));
+            let kept_for = if answer.is_ok() { KNOWN_FOR } else { UNKNOWN_FOR };
+            self.known.insert(address, (answer, now.after(kept_for)));
         }
         for waiting in self.waiting.iter().filter(|waiting| waiting.until <= now) {
             for address in &waiting.addresses {
