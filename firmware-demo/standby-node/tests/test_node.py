@@ -256,8 +256,10 @@ class Failures(NodeTest):
 
         def primary():
             daemon = Daemon("primary", self.folder, [
-                "--disk", disk, "--replica", self.node.uri(EXPORT), "--replica-control", self.node.control, "--listen",
-                f"unix:{self.folder / 'primary.nbd'}", "--export", EXPORT, "--start"])
+                "--disk", disk, "--replica", self.node.uri(EXPORT), "--replica-control", self.node.control,
+                # An emulator on a busy machine is slow.
+                "--replica-timeout", "30s", "--checkpoint-timeout", "30s",
+                "--listen", f"unix:{self.folder / 'primary.nbd'}", "--export", EXPORT, "--start"])
             daemon.start()
             self.addCleanup(daemon.kill)
             daemon.wait_for("connected", lambda volume: volume["replicas"][0]["connected"])
