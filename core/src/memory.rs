@@ -71,7 +71,7 @@ impl<'a> Windows<'a> {
     /// How many buffers there are.
     #[must_use]
     pub fn count(&self) -> usize {
-        (self.bytes.len() / self.window as usize).min(64)
+        self.bytes.len().checked_div(self.window as usize).unwrap_or_default().min(64)
     }
 
     /// Takes the buffers `0..count` out of what [`Pool::acquire`] gives, for a machine's own use.

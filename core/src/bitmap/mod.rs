@@ -124,10 +124,11 @@ impl<'m> Bitmap<'m> {
         let mut removed = 0;
         let mut next = self.next_word(range.first_word);
         while let Some(index) = next.filter(|index| *index <= range.last_word) {
-            let gone = self.words[index] & range.mask(index);
-            self.words[index] &= !gone;
+            let Some(word) = self.words.get_mut(index) else { break };
+            let gone = *word & range.mask(index);
+            *word &= !gone;
             removed += u64::from(gone.count_ones());
-            if self.words[index] == 0 {
+            if *word == 0 {
                 self.publish_empty(index);
             }
             next = self.next_word(index + 1);
@@ -153,7 +154,7 @@ impl<'m> Bitmap<'m> {
         let mut added = 0;
         let mut next = other.next_word(0);
         while let Some(index) = next.filter(|index| *index <= range.last_word) {
-            added += self.set_in_word(index, other.words[index] & range.mask(index));
+            added += self.set_in_word(index, other.word(index) & range.mask(index));
             next = other.next_word(index + 1);
         }
         added
@@ -163,11 +164,11 @@ impl<'m> Bitmap<'m> {
     #[must_use]
     pub fn is_any_set(&self, first: u64, count: u64) -> bool {
         let Some(range) = self.range(first, count) else { return false };
-        if self.words[range.first_word] & range.mask(range.first_word) != 0 {
+        if self.word(range.first_word) & range.mask(range.first_word) != 0 {
             return true;
         }
         match self.next_word(range.first_word + 1) {
-            Some(index) if index <= range.last_word => self.words[index] & range.mask(index) != 0,
+            Some(index) if index <= range.last_word => self.word(index) & range.mask(index) != 0,
             _ => false,
         }
     }
@@ -177,7 +178,7 @@ impl<'m> Bitmap<'m> {
     #[must_use]
     pub fn is_all_set(&self, first: u64, count: u64) -> bool {
         let Some(range) = self.range(first, count) else { return true };
-        (range.first_word..=range.last_word).all(|index| !self.words[index] & range.mask(index) == 0)
+        (range.first_word..=range.last_word).all(|index| !self.word(index) & range.mask(index) == 0)
     }
 
     /// The first bit set at or after `from`, and how many more follow it without a gap, `count_max` at most. One search
@@ -188,10 +189,10 @@ impl<'m> Bitmap<'m> {
             return None;
         }
         let (word, bit) = split(from);
-        let rest = self.words[word] & (u64::MAX << bit);
+        let rest = self.word(word) & (u64::MAX << bit);
         let (index, set) = if rest == 0 {
             let index = self.next_word(word + 1)?;
-            (index, self.words[index])
+            (index, self.word(index))
         } else {
             (word, rest)
         };
@@ -201,7 +202,7 @@ impl<'m> Bitmap<'m> {
         let mut following = index + 1;
         let mut reaches_end = u64::from(bit) + count == WORD_BITS as u64;
         while reaches_end && count < count_max && following < self.starts[1] {
-            let ones = self.words[following].trailing_ones();
+            let ones = self.word(following).trailing_ones();
             count += u64::from(ones);
             reaches_end = ones == u64::BITS;
             following += 1;
@@ -209,11 +210,17 @@ impl<'m> Bitmap<'m> {
         Some(Run { first, count: count.min(count_max) })
     }
 
+    /// A word of any level; past the end there is nothing set.
+    fn word(&self, index: usize) -> u64 {
+        self.words.get(index).copied().unwrap_or_default()
+    }
+
     /// Sets bits of one word of level 0; tells how many were not set before.
     fn set_in_word(&mut self, index: usize, mask: u64) -> u64 {
-        let before = self.words[index];
+        let Some(word) = self.words.get_mut(index) else { return 0 };
+        let before = *word;
         let added = u64::from((mask & !before).count_ones());
-        self.words[index] = before | mask;
+        *word = before | mask;
         if before == 0 && mask != 0 {
             self.publish_used(index);
         }
@@ -225,10 +232,8 @@ impl<'m> Bitmap<'m> {
     fn publish_used(&mut self, index: usize) {
         let mut index = index;
         for level in 1..LEVELS_MAX {
-            if self.starts[level] == self.words.len() {
-                return;
-            }
-            let word = &mut self.words[self.starts[level] + index / WORD_BITS];
+            // A level that there is not begins at the end.
+            let Some(word) = self.words.get_mut(self.starts[level] + index / WORD_BITS) else { return };
             let was_empty = *word == 0;
             *word |= 1 << (index % WORD_BITS);
             if !was_empty {
@@ -242,10 +247,8 @@ impl<'m> Bitmap<'m> {
     fn publish_empty(&mut self, index: usize) {
         let mut index = index;
         for level in 1..LEVELS_MAX {
-            if self.starts[level] == self.words.len() {
-                return;
-            }
-            let word = &mut self.words[self.starts[level] + index / WORD_BITS];
+            // A level that there is not begins at the end.
+            let Some(word) = self.words.get_mut(self.starts[level] + index / WORD_BITS) else { return };
             *word &= !(1 << (index % WORD_BITS));
             if *word != 0 {
                 return;
@@ -259,7 +262,7 @@ impl<'m> Bitmap<'m> {
         if from >= self.starts[1] {
             return None;
         }
-        if self.words[from] != 0 {
+        if self.word(from) != 0 {
             return Some(from);
         }
         let mut index = from + 1;
@@ -268,7 +271,7 @@ impl<'m> Bitmap<'m> {
             if position >= self.starts[level + 1] {
                 return None;
             }
-            let rest = self.words[position] & (u64::MAX << (index % WORD_BITS));
+            let rest = self.word(position) & (u64::MAX << (index % WORD_BITS));
             if rest != 0 {
                 let below = index / WORD_BITS * WORD_BITS + rest.trailing_zeros() as usize;
                 return Some(self.descend(level, below));
@@ -281,7 +284,7 @@ impl<'m> Bitmap<'m> {
     /// From a word below `level` that is not empty to the first word of level 0 below it that is not.
     fn descend(&self, level: usize, index: usize) -> usize {
         (1..level).rev().fold(index, |index, level| {
-            let word = self.words[self.starts[level] + index];
+            let word = self.word(self.starts[level] + index);
             index * WORD_BITS + word.trailing_zeros() as usize
         })
     }

@@ -1,6 +1,6 @@
 //! Anything with `embedded-io` read, write and seek as a simple disk.
 
-use embedded_io::{Read, ReadExactError, Seek, SeekFrom, Write};
+use embedded_io::{Read, Seek, SeekFrom, Write};
 
 use super::BlockingDisk;
 use crate::Errno;
@@ -30,6 +30,7 @@ impl<T: Read + Write + Seek> Seekable<T> {
     }
 }
 
+/// A stream that moves nothing, or more than there was room for, is an error: the trait's own loops panic at that.
 impl<T: Read + Write + Seek> BlockingDisk for Seekable<T> {
     fn size_bytes(&self) -> u64 {
         self.size_bytes
@@ -37,14 +38,22 @@ impl<T: Read + Write + Seek> BlockingDisk for Seekable<T> {
 
     fn read(&mut self, offset: u64, bytes: &mut [u8]) -> Result<(), Errno> {
         self.seek(offset)?;
-        self.stream.read_exact(bytes).map_err(|error| match error {
-            ReadExactError::UnexpectedEof | ReadExactError::Other(_) => Errno::Io,
-        })
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let count = self.stream.read(rest).map_err(|_| Errno::Io)?;
+            rest = rest.get_mut(count..).filter(|_| count != 0).ok_or(Errno::Io)?;
+        }
+        Ok(())
     }
 
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
         self.seek(offset)?;
-        self.stream.write_all(bytes).map_err(|_| Errno::Io)
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let count = self.stream.write(rest).map_err(|_| Errno::Io)?;
+            rest = rest.get(count..).filter(|_| count != 0).ok_or(Errno::Io)?;
+        }
+        Ok(())
     }
 
     fn flush(&mut self) -> Result<(), Errno> {

@@ -275,3 +275,41 @@ fn a_stream_that_can_seek_is_a_disk() {
     disk.read(0, &mut bytes).unwrap();
     assert_eq!(bytes[0], 0, "nothing was written elsewhere");
 }
+
+/// A stream that claims to have moved this many bytes, whatever it is given.
+struct Liar(usize);
+
+impl embedded_io::ErrorType for Liar {
+    type Error = embedded_io::ErrorKind;
+}
+
+impl embedded_io::Read for Liar {
+    fn read(&mut self, _bytes: &mut [u8]) -> Result<usize, Self::Error> {
+        Ok(self.0)
+    }
+}
+
+impl embedded_io::Write for Liar {
+    fn write(&mut self, _bytes: &[u8]) -> Result<usize, Self::Error> {
+        Ok(self.0)
+    }
+
+    fn flush(&mut self) -> Result<(), Self::Error> {
+        Ok(())
+    }
+}
+
+impl embedded_io::Seek for Liar {
+    fn seek(&mut self, to: embedded_io::SeekFrom) -> Result<u64, Self::Error> {
+        Ok(if let embedded_io::SeekFrom::Start(at) = to { at } else { 1000 })
+    }
+}
+
+#[test]
+fn a_stream_that_moves_nothing_or_more_than_it_was_given_is_an_error() {
+    for claimed in [0, 301] {
+        let mut disk = Seekable::new(Liar(claimed)).unwrap();
+        assert_eq!(disk.read(0, &mut [0; 300]), Err(Errno::Io), "{claimed}");
+        assert_eq!(disk.write(0, &[0; 300]), Err(Errno::Io), "{claimed}");
+    }
+}

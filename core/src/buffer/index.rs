@@ -167,7 +167,12 @@ impl Node {
     pub const EMPTY: Self = Self { entries: [Entry::EMPTY; ENTRIES_MAX], len: 0, next: NONE };
 
     fn entries(&self) -> &[Entry] {
-        &self.entries[..self.len as usize]
+        self.entries.get(..self.len as usize).unwrap_or(&self.entries)
+    }
+
+    /// An empty one where there is none.
+    fn entry(&self, position: usize) -> Entry {
+        self.entries.get(position).copied().unwrap_or(Entry::EMPTY)
     }
 
     /// How many entries have a key of at most `key`.
@@ -175,18 +180,20 @@ impl Node {
         self.entries().partition_point(|entry| entry.first <= key)
     }
 
+    /// Each entry from there on moves one place up. There is room.
     fn insert_at(&mut self, position: usize, entry: Entry) {
-        let len = self.len as usize;
-        self.entries.copy_within(position..len, position + 1);
-        self.entries[position] = entry;
+        debug_assert!(position <= self.len as usize && (self.len as usize) < ENTRIES_MAX);
+        let places = self.entries.get_mut(position..=self.len as usize).unwrap_or_default();
+        places.iter_mut().fold(entry, |moving, place| core::mem::replace(place, moving));
         self.len += 1;
     }
 
+    /// Each entry after it moves one place down. There is such an entry.
     fn remove_at(&mut self, position: usize) -> Entry {
-        let entry = self.entries[position];
-        self.entries.copy_within(position + 1..self.len as usize, position);
-        self.len -= 1;
-        entry
+        debug_assert!(position < self.entries().len());
+        let places = self.entries.get_mut(position..self.len as usize).unwrap_or_default();
+        self.len = self.len.saturating_sub(1);
+        places.iter_mut().rev().fold(Entry::EMPTY, |moving, place| core::mem::replace(place, moving))
     }
 }
 
@@ -196,11 +203,15 @@ impl Default for Node {
     }
 }
 
-/// The way from the root to a leaf: the node on each level, and which of its entries was followed.
-struct Path {
-    nodes: [u32; LEVELS_MAX],
-    positions: [usize; LEVELS_MAX],
+/// A node on the way from the root to a leaf, and which of its entries was followed.
+#[derive(Clone, Copy)]
+struct Step {
+    node: u32,
+    position: usize,
 }
+
+/// The whole way.
+type Path = heapless::Vec<Step, LEVELS_MAX>;
 
 /// What a call of [`Index::set`] is going to do.
 struct Plan {
@@ -468,12 +479,12 @@ impl<'m> Index<'m> {
     fn count_from(&self, first: u64, end: u64) -> (usize, Option<Entry>) {
         let (mut count, mut last) = (0, None);
         let Some((mut leaf, mut position)) = self.leaf_of(first) else { return (count, last) };
-        if position > 0 && self.node(leaf).entries[position - 1].first == first {
+        if position > 0 && self.node(leaf).entry(position - 1).first == first {
             position -= 1;
         }
         while leaf != NONE {
             let node = self.node(leaf);
-            for entry in &node.entries()[position..] {
+            for entry in node.entries().iter().skip(position) {
                 if entry.first >= end {
                     return (count, last);
                 }
@@ -490,7 +501,7 @@ impl<'m> Index<'m> {
     fn around(&self, granule: u64) -> (Option<Entry>, Option<Entry>) {
         let Some((leaf, position)) = self.leaf_of(granule) else { return (None, None) };
         let entries = self.node(leaf).entries();
-        let before = position.checked_sub(1).map(|index| entries[index]);
+        let before = position.checked_sub(1).and_then(|index| entries.get(index).copied());
         let after = entries.get(position).copied().or_else(|| {
             let next = self.node(leaf).next;
             (next != NONE).then(|| self.node(next).entries[0])
@@ -512,7 +523,7 @@ impl<'m> Index<'m> {
         let mut node = self.root;
         for _ in 0..self.height {
             let inner = self.node(node);
-            node = inner.entries[inner.rank(granule).saturating_sub(1)].slot;
+            node = inner.entry(inner.rank(granule).saturating_sub(1)).slot;
         }
         Some((node, self.node(node).rank(granule)))
     }

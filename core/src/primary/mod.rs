@@ -389,16 +389,21 @@ impl<'m> Primary<'m> {
         self.errors.record(kind);
     }
 
+    /// Bytes of a dirty granule; not 0, which the compiler cannot know of a setting.
+    fn granule_bytes(&self) -> u64 {
+        u64::from(self.config.dirty_granule_bytes).max(1)
+    }
+
     /// The dirty granules that an extent touches: first and count.
-    const fn granules(&self, extent: Extent) -> (u64, u64) {
-        let granule = self.config.dirty_granule_bytes as u64;
+    fn granules(&self, extent: Extent) -> (u64, u64) {
+        let granule = self.granule_bytes();
         let first = extent.offset / granule;
         (first, extent.end().div_ceil(granule).saturating_sub(first))
     }
 
     /// The dirty granules that an extent covers whole: first and count. The last of the disk may be shorter.
-    const fn covered_granules(&self, extent: Extent) -> (u64, u64) {
-        let granule = self.config.dirty_granule_bytes as u64;
+    fn covered_granules(&self, extent: Extent) -> (u64, u64) {
+        let granule = self.granule_bytes();
         let first = extent.offset.div_ceil(granule);
         let end = if extent.end() == self.disk.size_bytes {
             extent.end().div_ceil(granule)

@@ -60,7 +60,7 @@ impl Secondary<'_> {
         match ahead {
             Some(present) => {
                 let start = present.offset.max(failover.cursor);
-                let window = u64::from(self.config.window_bytes);
+                let window = u64::from(self.config.window_bytes).max(1);
                 let end = (start / window + 1).saturating_mul(window).min(self.disk.size_bytes);
                 self.state = State::Failover(Failover { cursor: end, ..failover });
                 self.insert_commit(Extent::between(start, end))

@@ -248,7 +248,7 @@ impl Secondary<'_> {
         match result {
             Ok(Outcome::Status { is_hole, length }) => {
                 if let Outcome::Status { length: limit, .. } = walk.outcome {
-                    walk.outcome = Outcome::Status { is_hole, length: length.clamp(1, limit) };
+                    walk.outcome = Outcome::Status { is_hole, length: length.min(limit).max(1) };
                 }
             }
             Ok(Outcome::Done) => {}

@@ -240,7 +240,7 @@ impl Secondary<'_> {
     fn asked(&mut self, work: &Work, keep: Keep, part: Extent, outcome: Outcome) -> Phase {
         let granule = self.buffer.granule_bytes();
         let (is_hole, length) = match outcome {
-            Outcome::Status { is_hole, length } => (is_hole, length.clamp(1, part.length)),
+            Outcome::Status { is_hole, length } => (is_hole, length.min(part.length).max(1)),
             Outcome::Done => (false, part.length),
         };
         // A hole counts only as far as it fills granules; data counts up to the end of its last granule.

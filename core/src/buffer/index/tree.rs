@@ -1,21 +1,25 @@
 //! How the tree changes: one run in, one run out, nodes split and merged on the way back up.
 
-use super::{ENTRIES_MAX, ENTRIES_MIN, Entry, Index, LEVELS_MAX, NONE, Node, Path, ZEROES};
+use super::{ENTRIES_MAX, ENTRIES_MIN, Entry, Index, LEVELS_MAX, NONE, Node, Path, Step, ZEROES};
 
 impl Index<'_> {
+    /// An empty one where there is none, which is not asked for.
     pub(super) fn node(&self, number: u32) -> &Node {
-        &self.nodes[number as usize]
+        debug_assert!((number as usize) < self.nodes.len());
+        self.nodes.get(number as usize).unwrap_or(&Node::EMPTY)
     }
 
-    fn node_mut(&mut self, number: u32) -> &mut Node {
-        &mut self.nodes[number as usize]
+    fn node_mut(&mut self, number: u32) -> Option<&mut Node> {
+        let node = self.nodes.get_mut(number as usize);
+        debug_assert!(node.is_some());
+        node
     }
 
     /// Two different nodes at once.
-    fn pair_mut(&mut self, one: u32, other: u32) -> (&mut Node, &mut Node) {
-        let (one, other) = (one as usize, other as usize);
-        let (low, high) = self.nodes.split_at_mut(one.max(other));
-        if one < other { (&mut low[one], &mut high[0]) } else { (&mut high[0], &mut low[other]) }
+    fn pair_mut(&mut self, one: u32, other: u32) -> Option<[&mut Node; 2]> {
+        let pair = self.nodes.get_disjoint_mut([one as usize, other as usize]).ok();
+        debug_assert!(pair.is_some());
+        pair
     }
 
     /// A node with nothing in it. There is one: by X3 as many runs as are let in need no more nodes than there are.
@@ -28,42 +32,52 @@ impl Index<'_> {
             self.free = self.node(number).next;
             number
         };
-        let node = self.node_mut(number);
-        node.len = 0;
-        node.next = NONE;
+        if let Some(node) = self.node_mut(number) {
+            node.len = 0;
+            node.next = NONE;
+        }
         number
     }
 
     fn give_node_back(&mut self, number: u32) {
         let free = self.free;
-        self.node_mut(number).next = free;
-        self.free = number;
+        if let Some(node) = self.node_mut(number) {
+            node.next = free;
+            self.free = number;
+        }
     }
 
     /// The way to the leaf that `key` belongs to. In inner nodes the position is that of the child, in the leaf the
     /// number of runs that begin at or before `key`.
     fn path_to(&self, key: u64) -> Path {
-        let mut path = Path { nodes: [NONE; LEVELS_MAX], positions: [0; LEVELS_MAX] };
-        let mut number = self.root;
+        let mut path = Path::new();
+        let mut node = self.root;
         for level in 0..=self.height {
-            let node = self.node(number);
-            let rank = node.rank(key);
-            path.nodes[level] = number;
-            path.positions[level] = if level < self.height { rank.saturating_sub(1) } else { rank };
-            number = node.entries[path.positions[level].min(ENTRIES_MAX - 1)].slot;
+            let rank = self.node(node).rank(key);
+            let position = if level < self.height { rank.saturating_sub(1) } else { rank };
+            // There is room for as many levels as there can be.
+            if path.push(Step { node, position }).is_err() {
+                break;
+            }
+            node = self.node(node).entry(position).slot;
         }
         path
     }
 
-    /// Restores X2 above the node on `level`, whose first entry has changed.
-    fn publish_first_key(&mut self, path: &Path, level: usize) {
-        let key = self.node(path.nodes[level]).entries[0].first;
-        for above in (0..level).rev() {
-            let position = path.positions[above];
-            self.node_mut(path.nodes[above]).entries[position].first = key;
-            if position != 0 {
+    /// Restores X2 above a node whose first entry has changed; `above` is the way to it.
+    fn publish_first_key(&mut self, changed: u32, above: &[Step]) {
+        let key = self.node(changed).entries[0].first;
+        for step in above.iter().rev() {
+            self.set_key(*step, key);
+            if step.position != 0 {
                 return;
             }
+        }
+    }
+
+    fn set_key(&mut self, at: Step, key: u64) {
+        if let Some(entry) = self.node_mut(at.node).and_then(|node| node.entries.get_mut(at.position)) {
+            entry.first = key;
         }
     }
 
@@ -75,8 +89,10 @@ impl Index<'_> {
 
     /// Changes the run that begins where `entry` does. There is one.
     pub(super) fn replace(&mut self, entry: Entry) {
-        if let Some((leaf, position @ 1..)) = self.leaf_of(entry.first) {
-            let old = core::mem::replace(&mut self.node_mut(leaf).entries[position - 1], entry);
+        if let Some((leaf, position @ 1..)) = self.leaf_of(entry.first)
+            && let Some(place) = self.node_mut(leaf).and_then(|node| node.entries.get_mut(position - 1))
+        {
+            let old = core::mem::replace(place, entry);
             debug_assert_eq!(old.first, entry.first);
             self.count_granules(&old, false);
             self.count_granules(&entry, true);
@@ -89,36 +105,34 @@ impl Index<'_> {
         self.entry_count += 1;
         if self.root == NONE {
             self.root = self.take_node();
-            self.node_mut(self.root).insert_at(0, run);
+            self.insert_into(self.root, 0, run);
             return;
         }
         let path = self.path_to(run.first);
-        let mut entry = run;
-        let mut position = path.positions[self.height];
-        for level in (0..=self.height).rev() {
-            let number = path.nodes[level];
-            let split = self.insert_into(number, position, entry);
+        let (mut entry, mut shift, mut way) = (run, 0, path.as_slice());
+        while let Some((step, above)) = way.split_last() {
+            let position = step.position + shift;
+            let split = self.insert_into(step.node, position, entry);
             if position == 0 {
-                self.publish_first_key(&path, level);
+                self.publish_first_key(step.node, above);
             }
             let Some(right) = split else { return };
+            // The right half comes after the child that was split.
             entry = Entry::child(self.node(right).entries[0].first, right);
-            if level == 0 {
-                self.grow(entry);
-                return;
-            }
-            position = path.positions[level - 1] + 1;
+            (shift, way) = (1, above);
         }
+        self.grow(entry);
     }
 
     /// Puts an entry into a node; a full one is split in two halves. Gives the right half.
     fn insert_into(&mut self, number: u32, position: usize, entry: Entry) -> Option<u32> {
-        if (self.node(number).len as usize) < ENTRIES_MAX {
-            self.node_mut(number).insert_at(position, entry);
+        let node = self.node_mut(number)?;
+        if (node.len as usize) < ENTRIES_MAX {
+            node.insert_at(position, entry);
             return None;
         }
         let right_number = self.take_node();
-        let (left, right) = self.pair_mut(number, right_number);
+        let [left, right] = self.pair_mut(number, right_number)?;
         let goes_left = position < ENTRIES_MIN;
         let kept = if goes_left { ENTRIES_MIN - 1 } else { ENTRIES_MIN };
         let moved = ENTRIES_MAX - kept;
@@ -140,8 +154,8 @@ impl Index<'_> {
         let old = self.root;
         let left = Entry::child(self.node(old).entries[0].first, old);
         let root = self.take_node();
-        self.node_mut(root).insert_at(0, left);
-        self.node_mut(root).insert_at(1, right);
+        self.insert_into(root, 0, left);
+        self.insert_into(root, 1, right);
         self.root = root;
         self.height += 1;
         debug_assert!(self.height < LEVELS_MAX);
@@ -150,10 +164,11 @@ impl Index<'_> {
     /// Takes out the run that begins at `key`. There is one.
     pub(super) fn remove(&mut self, key: u64) {
         let path = self.path_to(key);
-        let leaf = path.nodes[self.height];
-        let Some(position) = path.positions[self.height].checked_sub(1) else { return };
-        debug_assert_eq!(self.node(leaf).entries[position].first, key);
-        let removed = self.node_mut(leaf).remove_at(position);
+        let Some((leaf, mut way)) = path.split_last() else { return };
+        let Some(position) = leaf.position.checked_sub(1) else { return };
+        debug_assert_eq!(self.node(leaf.node).entry(position).first, key);
+        let Some(node) = self.node_mut(leaf.node) else { return };
+        let removed = node.remove_at(position);
         self.count_granules(&removed, false);
         self.entry_count -= 1;
         if self.entry_count == 0 {
@@ -161,34 +176,38 @@ impl Index<'_> {
             return;
         }
         if position == 0 {
-            self.publish_first_key(&path, self.height);
+            self.publish_first_key(leaf.node, way);
         }
-        for level in (1..=self.height).rev() {
-            if self.node(path.nodes[level]).len as usize >= ENTRIES_MIN {
+        let mut child = leaf;
+        while let Some((parent, above)) = way.split_last() {
+            if self.node(child.node).len as usize >= ENTRIES_MIN || !self.refill(*parent) {
                 return;
             }
-            if !self.refill(path.nodes[level - 1], path.positions[level - 1]) {
-                return;
-            }
+            (child, way) = (parent, above);
         }
         self.shrink();
     }
 
     /// Brings a child that is one entry short up to half full: by an entry of its neighbour, or by merging the two.
-    /// True if they were merged, so that the parent has one entry less.
-    fn refill(&mut self, parent: u32, position: usize) -> bool {
-        let right_position =
-            if position + 1 < self.node(parent).len as usize { position + 1 } else { position };
-        let left_number = self.node(parent).entries[right_position - 1].slot;
-        let right_number = self.node(parent).entries[right_position].slot;
-        let (left, right) = self.pair_mut(left_number, right_number);
+    /// `at` is the child's place in its parent. True if they were merged, so that the parent has one entry less.
+    fn refill(&mut self, at: Step) -> bool {
+        let parent = self.node(at.node);
+        let has_right = at.position + 1 < parent.len as usize;
+        let right_at = Step { position: at.position + usize::from(has_right), ..at };
+        let left_number = parent.entry(right_at.position - 1).slot;
+        let right_number = parent.entry(right_at.position).slot;
+        let Some([left, right]) = self.pair_mut(left_number, right_number) else { return false };
         let (left_len, right_len) = (left.len as usize, right.len as usize);
         if left_len + right_len <= ENTRIES_MAX {
-            left.entries[left_len..left_len + right_len].copy_from_slice(&right.entries[..right_len]);
+            for (place, entry) in left.entries.iter_mut().skip(left_len).zip(right.entries()) {
+                *place = *entry;
+            }
             left.len += right.len;
             left.next = right.next;
             self.give_node_back(right_number);
-            self.node_mut(parent).remove_at(right_position);
+            if let Some(parent) = self.node_mut(at.node) {
+                parent.remove_at(right_at.position);
+            }
             return true;
         }
         if left_len < right_len {
@@ -199,7 +218,7 @@ impl Index<'_> {
             right.insert_at(0, moved);
         }
         let key = right.entries[0].first;
-        self.node_mut(parent).entries[right_position].first = key;
+        self.set_key(right_at, key);
         false
     }
 

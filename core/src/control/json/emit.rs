@@ -141,7 +141,7 @@ impl<W: Write> Write for Escaper<'_, W> {
         let mut rest = text;
         while !rest.is_empty() {
             let boundary = (0..=CHUNK_BYTES.min(rest.len())).rev().find(|end| rest.is_char_boundary(*end));
-            let (chunk, after) = rest.split_at(boundary.unwrap_or(rest.len()));
+            let (chunk, after) = rest.split_at_checked(boundary.unwrap_or(rest.len())).ok_or(fmt::Error)?;
             let mut room = [0; CHUNK_ROOM];
             let quoted = encoded(&chunk, &mut room)?;
             self.out.write_str(quoted.get(1..quoted.len() - 1).ok_or(fmt::Error)?)?;

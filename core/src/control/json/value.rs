@@ -73,7 +73,7 @@ impl<'a> Scratch<'a> {
             character.encode_utf8(room.get_mut(length..end).ok_or(NoText::TooLong)?);
             length = end;
         }
-        let (text, rest) = room.split_at_mut(length);
+        let (text, rest) = room.split_at_mut_checked(length).ok_or(NoText::TooLong)?;
         self.0 = rest;
         core::str::from_utf8(text).map_err(|_| NoText::Wrong)
     }
