@@ -8,8 +8,11 @@ const TICKS_PER_MICRO: u64 = 10;
 const TIMER_COMPARE: usize = 0x4000;
 /// Sources of interrupts: 1 to 8 are the virtio devices.
 const SOURCES: usize = 8;
+#[cfg(feature = "virtio")]
 const PRIORITY: usize = 0;
+#[cfg(feature = "virtio")]
 const ENABLE: usize = 0x2000;
+#[cfg(feature = "virtio")]
 const THRESHOLD: usize = 0x20_0000;
 const CLAIM: usize = 0x20_0004;
 
@@ -20,6 +23,7 @@ pub fn now() -> u64 {
 }
 
 /// Lets the virtio devices wake the processor.
+#[cfg(feature = "virtio")]
 pub(crate) fn enable_devices() {
     for source in 1..=SOURCES {
         write32(Device::Interrupts, PRIORITY + 4 * source, 1);
