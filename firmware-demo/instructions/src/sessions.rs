@@ -66,7 +66,8 @@ impl Pair {
     }
 }
 
-pub(crate) fn count() {
+/// Both ends, with the handshake done.
+fn open() -> Pair {
     let [client_output, server_output] = OUTPUT.take();
     let [client_entries, server_entries] = ENTRIES.take();
     let memory = ClientMemory {
@@ -95,7 +96,11 @@ pub(crate) fn count() {
         || pair.client.poll_event().is_some()
     {}
     assert!(pair.client.is_ready());
+    pair
+}
 
+pub(crate) fn count() {
+    let mut pair = open();
     let (mut sends, mut takes) = (Count::new("NBD client, write"), Count::new("NBD server, write"));
     let data = Data { buffer: BufferIndex(0), offset: 0, length: BLOCK };
     for times in 0..TIMES {

@@ -238,8 +238,8 @@ impl Link {
         }
     }
 
-    /// Whether the replica has heard the goodbye, and hung up.
-    pub(crate) fn has_left(&self) -> bool {
+    /// Whether there is no connection and will be none: the replica has heard the goodbye and hung up, or cannot be used.
+    pub(crate) fn is_closed(&self) -> bool {
         self.state == State::Closed
     }
 

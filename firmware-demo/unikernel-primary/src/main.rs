@@ -197,7 +197,7 @@ impl Program {
             Phase::Waiting(until) => {
                 let replica = self.volume.replica();
                 let is_there = replica.is_none_or(|(state, _)| state != ReplicaState::Disconnected);
-                if !is_there && now < until {
+                if !is_there && !self.volume.link().is_closed() && now < until {
                     return false;
                 }
                 let start = Command::Start { primary: true };
@@ -213,7 +213,7 @@ impl Program {
             }
             Phase::Working => return self.store.work(now, &mut self.volume),
             Phase::Leaving(until) => {
-                if until <= now || self.volume.link().has_left() {
+                if until <= now || self.volume.link().is_closed() {
                     self.reported.at = Micros(0);
                     self.report(now);
                     power::off(0)
