@@ -177,6 +177,22 @@ class Replicated(UnikernelTest):
         self.assertGreaterEqual(look_at(view_of(replica, self.folder)).count, promised)
         self.assert_nothing_changed(machine)
 
+    def test_a_replica_that_takes_over_while_it_lives_gets_nothing_more_and_does_not_stop_it(self):
+        replica = self.secondary()
+        machine = self.connected(f"{replica.settings} rate=1000 checkpoint-ms=100")
+        machine.wait_for_count("checkpoints", 3)
+        twinblock("stop", "--failover", "--control", replica.control)
+        machine.wait_for(r"^replica: state=Some\(Behind\)")
+        taken = machine.checkpoints()
+        wait_until("the commit is done", lambda: replica.volume()["stage"] == "done")
+        view = look_at(view_of(replica, self.folder))
+        self.assertGreaterEqual(view.count, taken[-1][0])
+        self.assertFalse(view.torn)
+        machine.wait_for_count("durable", machine.count("acknowledged") + 300)
+        self.assertEqual((machine.count("failed"), machine.checkpoints()), (0, taken))
+        self.assertEqual(look_at(view_of(replica, self.folder)), view)
+        self.assert_nothing_changed(machine)
+
     def test_a_full_buffer_is_a_reason_for_a_checkpoint_before_it_is_due(self):
         # What is overwritten must be kept: holes would take no room.
         self.disk.write_bytes(FILLING)
