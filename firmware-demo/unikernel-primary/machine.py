@@ -2,6 +2,7 @@
 import json
 import pathlib
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -98,8 +99,24 @@ def secondary(folder, disk, *arguments, buffer_bytes=16 * MIB):
         "--buffer-size", buffer_bytes, *arguments], tcp=True)
     daemon.guest_uri = f"nbd://127.0.0.1:{guest}/{GUEST_EXPORT}"
     control = daemon.control.rpartition(":")[2]
+    daemon.ports = [listen, guest, int(control)]
     daemon.settings = f"replica=10.0.2.2:{listen} control=10.0.2.2:{control}"
     return daemon
+
+
+def start_again(daemon):
+    """Starts a daemon that was killed at its old addresses. The system gives those of one that used a ring free only some
+    time after it has ended."""
+    def are_free():
+        try:
+            for port in daemon.ports:
+                with socket.create_server(("127.0.0.1", port)):
+                    pass
+        except OSError:
+            return False
+        return True
+    wait_until("its addresses are free", are_free)
+    daemon.start()
 
 
 def wait_until(what, is_so, timeout_s=20.0, context=lambda: ""):

@@ -4,7 +4,8 @@ import pathlib
 import tempfile
 import unittest
 
-from machine import MIB, Machine, empty_disk, look_at, run_to_end, secondary, twinblock, view_of, wait_until
+from machine import (MIB, Machine, empty_disk, look_at, run_to_end, secondary, start_again, twinblock, view_of,
+                     wait_until)
 
 DISK_BYTES = 32 * MIB
 FILLING = b"\xee" * DISK_BYTES
@@ -129,7 +130,7 @@ class Replicated(UnikernelTest):
         taken, acknowledged = len(machine.checkpoints()), machine.count("acknowledged")
         machine.wait_for_count("acknowledged", acknowledged + 300)
         self.assertGreater(machine.count("misses"), 0)
-        replica.start()
+        start_again(replica)
         machine.wait_for(r"^replica: state=Some\(Behind\)")
         machine.wait_for_count("acknowledged", acknowledged + 800)
         # It goes on without: no checkpoint while something is missing there.
@@ -212,7 +213,7 @@ class Replicated(UnikernelTest):
         self.assertEqual(replica.disk.read_bytes(), bytes(DISK_BYTES // 2))
         # Whatever is there afterwards is not what was to be replicated to.
         empty_disk(replica.disk, DISK_BYTES)
-        replica.start()
+        start_again(replica)
         machine.wait_for_count("durable", machine.count("durable") + 1000)
         self.assertEqual(len(machine.told(r"^replica: cannot be used")), 1)
         self.assertEqual(machine.told(r"state=Some\((Current|Behind)\)"), [])
