@@ -6,6 +6,7 @@ use std::net::ToSocketAddrs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -21,6 +22,9 @@ use crate::errno::io_error;
 
 /// How many connections may wait to be accepted.
 const BACKLOG: i32 = 1024;
+/// How often a port is tried, and the pause between.
+const ATTEMPTS: u32 = 11;
+const PAUSE: Duration = Duration::from_millis(10);
 /// How many unanswered keep-alive probes end a connection.
 const PROBES: u32 = 3;
 /// How often, and each time how long, it is tried whether a socket that answers is about to vanish.
@@ -223,7 +227,19 @@ fn bind_tcp(address: &Address, options: ListenOptions) -> io::Result<Listener> {
     Err(refused)
 }
 
+/// A port in use is given a tenth of a second to become free: of a process that was killed, what is in flight on a ring may
+/// keep its sockets for a moment longer.
 fn bind_one(address: &std::net::SocketAddr) -> Result<(OwnedFd, u16), Errno> {
+    for _ in 1..ATTEMPTS {
+        match try_bind(address) {
+            Err(Errno::ADDRINUSE) => thread::sleep(PAUSE),
+            result => return result,
+        }
+    }
+    try_bind(address)
+}
+
+fn try_bind(address: &std::net::SocketAddr) -> Result<(OwnedFd, u16), Errno> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = net::socket_with(family, SocketType::STREAM, FLAGS, None)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;

@@ -180,6 +180,23 @@ fn connecting_where_nobody_listens_fails() {
 }
 
 #[test]
+fn a_port_that_is_about_to_become_free_is_waited_for() {
+    let is_waited_for = |_| {
+        let old = bind("tcp:127.0.0.1:0").unwrap();
+        let text = old.address().to_string();
+        let ending = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            drop(old);
+        });
+        let new = bind(&text);
+        ending.join().unwrap();
+        new.is_ok_and(|new| new.address().to_string() == text)
+    };
+    // On a machine that has much else to do it may become free too late.
+    assert!((0..5).any(is_waited_for));
+}
+
+#[test]
 fn a_port_in_use_is_named() {
     let listener = bind("tcp:127.0.0.1:0").unwrap();
     let error = bind(&listener.address().to_string()).unwrap_err().to_string();
