@@ -1,7 +1,7 @@
 //! A secondary over two disks in RAM, with all its memory in statics.
 
 use static_cell::ConstStaticCell;
-use twinblock_core::block::{BlockDevice, Blocking};
+use twinblock_core::block::{BlockDevice, Blocking, BlockingDisk};
 use twinblock_core::buffer::index::{Index, Node as IndexNode};
 use twinblock_core::driver::{Driver, Emitted, SecondaryDevices};
 use twinblock_core::order::Slot;
@@ -47,9 +47,9 @@ type Disk = Blocking<RamDisk<'static>>;
 
 /// The secondary, its devices and its memory, with both clients connected.
 #[derive(Debug)]
-pub struct Node {
+pub struct Node<D = RamDisk<'static>> {
     /// The machine and its devices.
-    pub driver: Driver<Secondary<'static>, SecondaryDevices<Disk, Disk>>,
+    pub driver: Driver<Secondary<'static>, SecondaryDevices<Blocking<D>, Disk>>,
     /// Windows of the machine, and after them those of the clients.
     pub memory: Windows<'static>,
     next_id: u32,
@@ -62,9 +62,26 @@ impl Node {
     /// If it was taken already.
     #[must_use]
     pub fn take() -> Self {
+        Self::over(RamDisk::new(DISK.take()))
+    }
+
+    /// Whether the secondary disk holds this byte all over a range.
+    #[must_use]
+    pub fn disk_holds(&self, offset: usize, length: usize, byte: u8) -> bool {
+        let content = self.driver.devices().disk.disk().content();
+        content[offset..offset + length].iter().all(|held| *held == byte)
+    }
+}
+
+impl<D: BlockingDisk> Node<D> {
+    /// One over another disk, in place of the only one.
+    ///
+    /// # Panics
+    /// If it was taken already.
+    #[must_use]
+    pub fn over(disk: D) -> Self {
         crate::guard_stack();
-        let (disk, buffer) =
-            (Blocking::new(RamDisk::new(DISK.take())), Blocking::new(RamDisk::new(BUFFER.take())));
+        let (disk, buffer) = (Blocking::new(disk), Blocking::new(RamDisk::new(BUFFER.take())));
         let mut memory = Windows::new(MEMORY.take(), WINDOW);
         memory.reserve(SCRATCH.into());
         let config = Config {
@@ -77,9 +94,9 @@ impl Node {
             scratch_first: BufferIndex(0),
             scratch_count: SCRATCH,
         };
-        let geometry = |device: &Disk| BlockDevice::<Windows<'_>>::geometry(device);
         let storage = Storage { table: TABLE.take(), nodes: INDEX.take(), connections: CONNECTIONS.take() };
-        let machine = Secondary::new(config, geometry(&disk), geometry(&buffer), storage)
+        let geometry = BlockDevice::<Windows<'_>>::geometry(&buffer);
+        let machine = Secondary::new(config, BlockDevice::<Windows<'_>>::geometry(&disk), geometry, storage)
             .expect("the settings fit each other");
         let mut node =
             Self { driver: Driver::new(machine, SecondaryDevices { disk, buffer }), memory, next_id: 0 };
@@ -161,6 +178,14 @@ impl Node {
         self.request(connection, Op::Write { data, fua: false }, offset, length)
     }
 
+    /// Makes a range zeroes.
+    ///
+    /// # Errors
+    /// What was answered.
+    pub fn zero(&mut self, connection: ConnectionId, offset: u64, length: u32) -> Result<(), Errno> {
+        self.request(connection, Op::WriteZeroes { may_unmap: true, fast: false, fua: false }, offset, length)
+    }
+
     /// Whether this byte is read all over a range.
     ///
     /// # Errors
@@ -175,13 +200,6 @@ impl Node {
         let data = self.filled(length, !byte);
         self.request(connection, Op::Read(data), offset, length)?;
         Ok(self.memory.bytes(data).is_some_and(|bytes| bytes.iter().all(|read| *read == byte)))
-    }
-
-    /// Whether the secondary disk holds this byte all over a range.
-    #[must_use]
-    pub fn disk_holds(&self, offset: usize, length: usize, byte: u8) -> bool {
-        let content = self.driver.devices().disk.disk().content();
-        content[offset..offset + length].iter().all(|held| *held == byte)
     }
 
     /// The first of the clients' windows, filled.

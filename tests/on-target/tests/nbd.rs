@@ -7,14 +7,14 @@ use twinblock_on_target as _;
 #[embedded_test::tests]
 mod tests {
     use static_cell::ConstStaticCell;
-    use twinblock_core::block::{Action, Capabilities, Tag, Transfer};
+    use twinblock_core::block::{Action, BlockingDisk, Capabilities, Tag, Transfer};
     use twinblock_core::nbd::client::{self, ClientConfig, ClientEvent, ClientMemory, TransferSlot};
     use twinblock_core::nbd::server::{
         self, Export, Exports, PieceSlot, RequestSlot, ServerConfig, ServerEvent, ServerMemory,
     };
     use twinblock_core::nbd::{OutputEntry, Segment};
     use twinblock_core::{BufferIndex, Data, Errno, Extent, Memory, Micros, Outcome, Windows};
-    use twinblock_on_target::{DISK_BYTES, GUEST, Node, WINDOW};
+    use twinblock_on_target::{Block, DISK_BYTES, FarDisk, GUEST, Node, WINDOW};
 
     const CLIENT_BYTES: usize = 2 * WINDOW as usize;
     static CLIENT_MEMORY: ConstStaticCell<[u8; CLIENT_BYTES]> = ConstStaticCell::new([0; CLIENT_BYTES]);
@@ -27,7 +27,8 @@ mod tests {
     static SERVER_OUTPUT: ConstStaticCell<[u8; 512]> = ConstStaticCell::new([0; 512]);
     static SERVER_ENTRIES: ConstStaticCell<[OutputEntry; 4]> = ConstStaticCell::new([OutputEntry::EMPTY; 4]);
 
-    struct View;
+    /// The guest's view, of this length.
+    struct View(u64);
 
     impl Exports for View {
         fn count(&self) -> usize {
@@ -35,24 +36,28 @@ mod tests {
         }
 
         fn export(&self, index: usize) -> Option<Export<'_>> {
-            (index == 0).then_some(Export::new("view", DISK_BYTES as u64))
+            (index == 0).then_some(Export::new("view", self.0))
         }
     }
 
-    struct Wired {
-        node: Node,
+    struct Wired<D> {
+        node: Node<D>,
         server: server::Session<'static>,
         client: client::Session<'static>,
         memory: Windows<'static>,
     }
 
-    impl Wired {
+    impl<D: BlockingDisk> Wired<D> {
         /// Moves a byte from the client to the server and one back, and lets the machine work; false if there was
         /// nothing to do.
         fn turn(&mut self) -> bool {
             let sending = first_byte(self.client.segments().next(), &mut self.memory);
             // Also without a byte: the server may have something to answer that had no room before.
-            let taken = self.server.receive(sending.as_slice(), &View, &mut self.node.memory);
+            let taken = self.server.receive(
+                sending.as_slice(),
+                &View(self.node.driver.machine().size_bytes()),
+                &mut self.node.memory,
+            );
             self.client.sent(taken);
             let mut is_busy = taken != 0;
             while let Some(event) = self.server.poll_event(&mut self.node.memory) {
@@ -89,8 +94,12 @@ mod tests {
     }
 
     #[init]
-    fn init() -> Wired {
-        let mut node = Node::take();
+    fn init() {
+        twinblock_on_target::guard_stack();
+    }
+
+    /// A client before a secondary, with replication running.
+    fn wire<D: BlockingDisk>(mut node: Node<D>) -> Wired<D> {
         node.start();
         let server = server::Session::new(
             ServerConfig::new(WINDOW, 1),
@@ -115,7 +124,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_over_the_wire_is_read_back_from_the_view(mut wired: Wired) {
+    fn what_is_written_over_the_wire_is_read_back_from_the_view() {
+        let mut wired = wire(Node::take());
         while wired.turn() {}
         let Some(ClientEvent::Ready(info)) = wired.client.poll_event() else {
             panic!("not ready: {:?}", wired.client.error());
@@ -132,7 +142,50 @@ mod tests {
 
         let beyond = Extent { offset: DISK_BYTES as u64, length: 512 };
         assert_eq!(wired.run(Action::Read(data(1, 512)), beyond), Err(Errno::Invalid));
-        let stack = twinblock_on_target::stack_use();
-        semihosting::println!("stack: {} of {} bytes", stack.used_bytes, stack.total_bytes);
+        twinblock_on_target::print_stack_use();
+    }
+
+    /// Offsets, sizes and lengths cross the wire whole, however short the processor's addresses are.
+    #[test]
+    fn requests_beyond_4_gib_reach_where_they_name() {
+        // What the guest writes stays in the buffer.
+        static BLOCKS: ConstStaticCell<[Block; 1]> = ConstStaticCell::new([Block::UNUSED; 1]);
+        const SIZE: u64 = i64::MAX as u64 / 512 * 512;
+        let mut wired = wire(Node::over(FarDisk::new(SIZE, BLOCKS.take())));
+        while wired.turn() {}
+        let Some(ClientEvent::Ready(info)) = wired.client.poll_event() else {
+            panic!("not ready: {:?}", wired.client.error());
+        };
+        assert_eq!(info.size_bytes, SIZE);
+        let places = [0, (1 << 32) - 512, 1 << 32, SIZE - 512];
+        for (offset, byte) in places.into_iter().zip(1..) {
+            wired.memory.bytes(data(0, 512)).unwrap().fill(byte);
+            let write = Action::Write { data: data(0, 512), fua: false };
+            assert_eq!(wired.run(write, Extent { offset, length: 512 }), Ok(Outcome::Done));
+        }
+        for (offset, byte) in places.into_iter().zip(1..) {
+            assert_eq!(
+                wired.run(Action::Read(data(1, 512)), Extent { offset, length: 512 }),
+                Ok(Outcome::Done)
+            );
+            assert!(
+                wired.memory.bytes(data(1, 512)).unwrap().iter().all(|read| *read == byte),
+                "at {offset}"
+            );
+        }
+        // Zeroes that end there; what lies around them stays.
+        let zeroes = Action::WriteZeroes { may_unmap: true, fast: false, fua: false };
+        let extent = Extent { offset: (1 << 32) - (1 << 18), length: 1 << 18 };
+        assert_eq!(wired.run(zeroes, extent), Ok(Outcome::Done));
+        for (offset, byte) in [(0, 1), ((1 << 32) - 512, 0), (1 << 32, 3), (SIZE - 512, 4)] {
+            assert_eq!(
+                wired.run(Action::Read(data(1, 512)), Extent { offset, length: 512 }),
+                Ok(Outcome::Done)
+            );
+            assert!(
+                wired.memory.bytes(data(1, 512)).unwrap().iter().all(|read| *read == byte),
+                "at {offset}"
+            );
+        }
     }
 }

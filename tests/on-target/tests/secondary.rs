@@ -50,8 +50,7 @@ mod tests {
         assert_eq!(node.reads(GUEST, 8192, 512, 5), Ok(true));
         assert_eq!(node.write(PRIMARY, 0, 512, 6), Err(Errno::Shutdown));
 
-        let stack = twinblock_on_target::stack_use();
-        semihosting::println!("stack: {} of {} bytes", stack.used_bytes, stack.total_bytes);
+        twinblock_on_target::print_stack_use();
     }
 
     #[test]
