@@ -10,6 +10,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from harness.process import Process, kill_all, output_of  # noqa: E402
 from harness.qmp import Qmp, QmpError  # noqa: E402
 from harness.twinblock import EXPORT, GUEST_EXPORT, Daemon, binary, free_port  # noqa: E402
+from switch import Switch  # noqa: E402
 
 MIB = 1 << 20
 SECTOR = 512
@@ -27,7 +28,8 @@ CONTROL_PORT = 10810
 class Node:
     """The emulated board."""
 
-    def __init__(self, folder, image):
+    def __init__(self, folder, image, switch_seed=None):
+        """With a seed its network is a switch that can be told to lose frames."""
         self.card = folder / "card.raw"
         self._image = image
         self._log = folder / "node.defmt"
@@ -35,15 +37,17 @@ class Node:
         self.nbd_port, self.control_port = free_port(), free_port()
         self.control = f"tcp:127.0.0.1:{self.control_port}"
         self.process = None
+        forwards = ",".join(f"hostfwd=tcp:127.0.0.1:{here}-10.0.2.15:{there}" for here, there in
+                            [(self.nbd_port, NBD_PORT), (self.control_port, CONTROL_PORT)])
+        self.switch = None if switch_seed is None else Switch(folder, forwards, switch_seed)
+        self._network = self.switch.netdev if self.switch else f"user,restrict=on,{forwards}"
 
     def launch(self):
         """Starts it without waiting until it serves."""
-        forwards = ",".join(f"hostfwd=tcp:127.0.0.1:{here}-10.0.2.15:{there}" for here, there in
-                            [(self.nbd_port, NBD_PORT), (self.control_port, CONTROL_PORT)])
         self.process = Process([
             "qemu-system-arm", "-machine", "lm3s6965evb", "-cpu", "cortex-m3", "-accel", "tcg", "-display", "none",
             "-monitor", "none", "-serial", f"file:{self._log}", "-drive", f"if=sd,format=raw,file={self.card}",
-            "-netdev", f"user,id=net,restrict=on,{forwards}", "-net", "nic,model=stellaris,netdev=net",
+            "-netdev", f"{self._network},id=net", "-net", "nic,model=stellaris,netdev=net",
             "-kernel", self._image], self._folder / "emulator.log")
 
     def start(self):

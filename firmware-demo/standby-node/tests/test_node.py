@@ -10,18 +10,23 @@ import unittest
 import nbd
 
 from board import (BLOCK, DISK_AT, DISK_BYTES, EXPORT, GUEST_EXPORT, MIB, Daemon, Node, Qmp, QmpError, connect, make_card,
-                   twinblock)
+                   twinblock, wait_until)
 
 # What both partitions hold at first.
 CONTENT = random.Random(3).randbytes(64 << 10) * (DISK_BYTES // (64 << 10))
 
 
 class NodeTest(unittest.TestCase):
+    # Of the switch, if its network is one.
+    switch_seed = None
+
     def setUp(self):
         folder = tempfile.TemporaryDirectory(prefix="standby-node-")
         self.addCleanup(folder.cleanup)
         self.folder = pathlib.Path(folder.name)
-        self.node = Node(self.folder, os.environ["IMAGE"])
+        self.node = Node(self.folder, os.environ["IMAGE"], self.switch_seed)
+        if self.node.switch:
+            self.addCleanup(self.node.switch.close)
         make_card(self.node.card, CONTENT)
         self.node.start()
         self.addCleanup(lambda: self.node.process.kill())
@@ -45,6 +50,19 @@ class NodeTest(unittest.TestCase):
     def fail_over(self):
         self.qmp.call("xen-set-replication", enable=False, primary=False, failover=True)
         self.wait_for_stage("done")
+
+    def primary(self):
+        """A daemon that replicates to the node, connected."""
+        daemon = Daemon("primary", self.folder, [
+            "--disk", self.folder / "primary.raw", "--replica", self.node.uri(EXPORT), "--replica-control",
+            self.node.control,
+            # An emulator on a busy machine is slow, and so is TCP where frames are lost.
+            "--replica-timeout", "60s", "--checkpoint-timeout", "60s",
+            "--listen", f"unix:{self.folder / 'primary.nbd'}", "--export", EXPORT, "--start"])
+        daemon.start()
+        self.addCleanup(daemon.kill)
+        daemon.wait_for("connected", lambda volume: volume["replicas"][0]["connected"])
+        return daemon
 
     def volume(self):
         return self.qmp.call("query-replication")["volumes"][0]
@@ -251,27 +269,14 @@ class Failures(NodeTest):
         self.assertEqual(self.client(GUEST_EXPORT).pread(BLOCK * 8, 0), b"w" * BLOCK * 8)
 
     def test_a_primary_that_comes_back_takes_its_old_place(self):
-        disk = self.folder / "primary.raw"
-        disk.write_bytes(CONTENT)
-
-        def primary():
-            daemon = Daemon("primary", self.folder, [
-                "--disk", disk, "--replica", self.node.uri(EXPORT), "--replica-control", self.node.control,
-                # An emulator on a busy machine is slow.
-                "--replica-timeout", "30s", "--checkpoint-timeout", "30s",
-                "--listen", f"unix:{self.folder / 'primary.nbd'}", "--export", EXPORT, "--start"])
-            daemon.start()
-            self.addCleanup(daemon.kill)
-            daemon.wait_for("connected", lambda volume: volume["replicas"][0]["connected"])
-            return daemon
-
+        (self.folder / "primary.raw").write_bytes(CONTENT)
         self.start()
-        first = primary()
+        first = self.primary()
         guest = connect(f"nbd+unix:///{EXPORT}?socket={self.folder / 'primary.nbd'}")
         guest.pwrite(b"1" * BLOCK, 0)
         twinblock("checkpoint", "--control", first.control)
         first.kill()
-        second = primary()
+        second = self.primary()
         guest = connect(f"nbd+unix:///{EXPORT}?socket={self.folder / 'primary.nbd'}")
         guest.pwrite(b"2" * BLOCK, BLOCK)
         self.assertEqual(self.on_card(0, 2 * BLOCK), b"1" * BLOCK + b"2" * BLOCK)
@@ -288,3 +293,46 @@ class Failures(NodeTest):
         time.sleep(2)
         self.assertIsNone(self.node.status_or_none())
         self.assertTrue(self.node.process.is_alive())
+
+
+class BadNetwork(NodeTest):
+    switch_seed = 20
+
+    def guest_or_none(self):
+        try:
+            return self.client(GUEST_EXPORT)
+        except nbd.Error:
+            return None
+
+    def test_frames_that_are_lost_and_overtaken_are_no_matter_to_replication_checkpoint_and_failover(self):
+        (self.folder / "primary.raw").write_bytes(CONTENT)
+        self.start()
+        primary = self.primary()
+        guest = connect(f"nbd+unix:///{EXPORT}?socket={self.folder / 'primary.nbd'}")
+        epoch = self.volume()["epoch"]
+        expected, rng, switch = bytearray(CONTENT), random.Random(21), self.node.switch
+
+        def write():
+            offset, content = rng.randrange(DISK_BYTES - 3 * BLOCK), rng.randbytes(rng.randrange(1, 3 * BLOCK))
+            guest.pwrite(content, offset)
+            return offset, content
+
+        switch.loss, switch.disorder = 0.02, 0.15
+        while switch.lost < 4 or switch.overtaken < 20:
+            offset, content = write()
+            expected[offset:offset + len(content)] = content
+        twinblock("checkpoint", "--control", primary.control, "--timeout", "60s")
+        while switch.lost < 6:
+            write()
+        replica = primary.volume()["replicas"][0]
+        self.assertTrue(replica["connected"] and not replica["behind"], replica)
+        primary.kill()
+        self.fail_over()
+        volume = self.volume()
+        self.assertEqual((volume["epoch"], volume["behind"]), (epoch + 1, False))
+        self.assertEqual(self.on_card(0, DISK_BYTES), bytes(expected))
+        # Also when nothing is lost any more, the dead primary's place is free only after a while.
+        switch.loss = switch.disorder = 0.0
+        view = wait_until("a guest is served", self.guest_or_none, timeout_s=60)
+        self.assertEqual(view.pread(16 * BLOCK, 0), bytes(expected[:16 * BLOCK]))
+        print(f"{switch.lost} frames lost, {switch.overtaken} overtaken, {switch.passed} passed ...", end=" ")
