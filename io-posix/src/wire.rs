@@ -241,6 +241,11 @@ impl Wire {
         true
     }
 
+    /// Whether a queue has a message of it.
+    pub(crate) const fn has_away(&self) -> bool {
+        matches!(self.line, Line::Queue { outbox: None, .. })
+    }
+
     /// What came of a pending attempt to connect.
     pub(crate) fn finish_connect(&self) -> io::Result<()> {
         match &self.line {

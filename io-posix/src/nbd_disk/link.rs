@@ -58,6 +58,13 @@ impl Link {
         }
     }
 
+    pub(super) const fn is_sending(&self) -> bool {
+        match self {
+            Self::Handshake { wire, .. } | Self::Up(wire) | Self::Leaving { wire, .. } => wire.has_away(),
+            Self::Closed | Self::Down { .. } | Self::Connecting { .. } => false,
+        }
+    }
+
     pub(super) const fn is_leaving(&self) -> bool {
         matches!(self, Self::Leaving { .. })
     }
