@@ -1,4 +1,4 @@
-//! What the tests wait with: `poll` here. The crate of the ring runs the same tests over its own.
+//! What the tests wait with: `epoll` here. The crate of the ring runs the same tests over its own.
 
 use crate::poller::Poller;
 use crate::workers::Workers;

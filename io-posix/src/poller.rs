@@ -1,21 +1,22 @@
-//! Waiting: one `poll` set over everything that the loop listens to, and a bell that other threads ring. Another way to
+//! Waiting: one `epoll` set of everything that the loop listens to, and a bell that other threads ring. Another way to
 //! wait can stand behind the same [`Poller`]: see [`Waiting`].
+
+mod set;
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::io::Errno;
 
 use crate::errno::io_error;
 use crate::memory::HostPool;
-use crate::raw::{self, Polled};
 use crate::socket::{Listener, Stream};
 use crate::wire::Carrier;
+use set::Set;
 
 /// What a registered descriptor is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -33,10 +34,6 @@ impl Interest {
     pub const READ: Self = Self { read: true, write: false };
     /// Room to send.
     pub const WRITE: Self = Self { read: false, write: true };
-
-    const fn events(self) -> i16 {
-        (if self.read { libc::POLLIN } else { 0 }) | (if self.write { libc::POLLOUT } else { 0 })
-    }
 }
 
 /// What a descriptor is ready for.
@@ -54,7 +51,7 @@ pub struct Ready {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Registration(pub u16);
 
-/// Another way to wait than `poll`: one that also moves the bytes of streams meanwhile. Its methods are those of
+/// Another way to wait than `epoll`: one that also moves the bytes of streams meanwhile. Its methods are those of
 /// [`Poller`].
 pub trait Waiting: fmt::Debug {
     /// See [`Poller::waker`].
@@ -86,16 +83,6 @@ pub trait Waiting: fmt::Debug {
     fn take_back(&mut self, pool: &mut HostPool);
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Entry {
-    fd: RawFd,
-    token: u32,
-}
-
-const UNUSED: RawFd = -1;
-/// The first place in the set is the bell's.
-const BELL: usize = 0;
-
 /// What the loop waits with. Memory is taken at construction; waiting allocates nothing.
 ///
 /// ```
@@ -116,30 +103,18 @@ pub struct Poller(Kind);
 
 #[derive(Debug)]
 enum Kind {
-    Poll(Set),
+    Watch(Set),
     Other(Box<dyn Waiting>),
 }
 
-/// A poll set.
-#[derive(Debug)]
-struct Set {
-    set: Box<[Polled]>,
-    entries: Box<[Entry]>,
-    /// Places from here on were never used since the last time the set was empty above them.
-    used_end: usize,
-    /// Ends the walk over the set early; how many places are ready, the bell not counted.
-    ready_count: usize,
-    waker: Waker,
-}
-
 impl Poller {
-    /// Waits with `poll`. Room for `capacity` descriptors, at most 65,534: listeners, connections, NBD disks, signals. Each
-    /// takes 16 bytes, and time in every wait only once used.
+    /// Waits with `epoll`. Room for `capacity` descriptors: listeners, connections, NBD disks, signals. Each takes 16
+    /// bytes here and some 200 of the system's, and time in a wait only when it is ready.
     ///
     /// # Errors
     /// The system refuses another descriptor.
     pub fn new(capacity: u16) -> io::Result<Self> {
-        Set::new(capacity).map(|set| Self(Kind::Poll(set)))
+        Set::new(capacity).map(|set| Self(Kind::Watch(set)))
     }
 
     /// Waits in another way.
@@ -152,7 +127,7 @@ impl Poller {
     #[must_use]
     pub fn waker(&self) -> Waker {
         match &self.0 {
-            Kind::Poll(set) => set.waker.clone(),
+            Kind::Watch(set) => set.waker(),
             Kind::Other(other) => other.waker(),
         }
     }
@@ -161,7 +136,7 @@ impl Poller {
     /// looked at, whatever it stands for. `None` if the set is full.
     pub fn register(&mut self, fd: impl AsFd, interest: Interest, token: u32) -> Option<Registration> {
         match &mut self.0 {
-            Kind::Poll(set) => set.register(fd.as_fd(), interest, token),
+            Kind::Watch(set) => set.register(fd.as_fd(), interest, token),
             Kind::Other(other) => other.register(fd.as_fd(), interest, token),
         }
     }
@@ -170,7 +145,7 @@ impl Poller {
     /// interest to read.
     pub fn listen(&mut self, listener: &Listener, token: u32) -> Option<Registration> {
         match &mut self.0 {
-            Kind::Poll(set) => set.register(listener.as_fd(), Interest::READ, token),
+            Kind::Watch(set) => set.register(listener.as_fd(), Interest::READ, token),
             Kind::Other(other) => other.listen(listener.as_fd(), token),
         }
     }
@@ -181,7 +156,7 @@ impl Poller {
     /// As for [`Listener::accept`].
     pub fn accept(&mut self, listener: &Listener, registration: Registration) -> io::Result<Option<Stream>> {
         match &mut self.0 {
-            Kind::Poll(_) => listener.accept(),
+            Kind::Watch(_) => listener.accept(),
             Kind::Other(other) => {
                 other.accept(registration).map(|socket| Ok(listener.welcome(socket?))).transpose()
             }
@@ -191,7 +166,7 @@ impl Poller {
     /// Changes what is waited for.
     pub fn set_interest(&mut self, registration: Registration, interest: Interest) {
         match &mut self.0 {
-            Kind::Poll(set) => set.set_interest(registration, interest),
+            Kind::Watch(set) => set.set_interest(registration, interest),
             Kind::Other(other) => other.set_interest(registration, interest),
         }
     }
@@ -199,7 +174,7 @@ impl Poller {
     /// Takes a descriptor out; the registration is void afterwards.
     pub fn deregister(&mut self, registration: Registration) {
         match &mut self.0 {
-            Kind::Poll(set) => set.deregister(registration),
+            Kind::Watch(set) => set.deregister(registration),
             Kind::Other(other) => other.deregister(registration),
         }
     }
@@ -207,21 +182,21 @@ impl Poller {
     /// Waits until something is ready, the bell is rung or the time is up. A signal ends it too.
     ///
     /// # Errors
-    /// What the system reports: out of memory, in practice.
+    /// What the system reports: out of memory, or of what a user may have watched (`fs.epoll.max_user_watches`).
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         match &mut self.0 {
-            Kind::Poll(set) => set.wait(timeout),
+            Kind::Watch(set) => set.wait(timeout),
             Kind::Other(other) => other.wait(timeout),
         }
     }
 
-    /// What the last wait found; with `poll` in order of registration.
+    /// What the last wait found.
     pub fn ready(&self) -> impl Iterator<Item = Ready> + '_ {
-        let (set, other) = match &self.0 {
-            Kind::Poll(set) => (Some(set.ready()), &[][..]),
-            Kind::Other(other) => (None, other.ready()),
+        let ready = match &self.0 {
+            Kind::Watch(set) => set.ready(),
+            Kind::Other(other) => other.ready(),
         };
-        set.into_iter().flatten().chain(other.iter().copied())
+        ready.iter().copied()
     }
 
     /// Whether it moves the bytes of streams itself ([`Waiting::carry`]).
@@ -237,7 +212,7 @@ impl Poller {
     /// There is no place; the stream is given back.
     pub(crate) fn carry(&mut self, stream: Stream, token: u32) -> Result<Box<dyn Carrier>, Stream> {
         match &mut self.0 {
-            Kind::Poll(_) => Err(stream),
+            Kind::Watch(_) => Err(stream),
             Kind::Other(other) => other.carry(stream, token),
         }
     }
@@ -248,82 +223,6 @@ impl Poller {
         if let Kind::Other(other) = &mut self.0 {
             other.take_back(pool);
         }
-    }
-}
-
-impl Set {
-    fn new(capacity: u16) -> io::Result<Self> {
-        let places = usize::from(capacity) + 1;
-        let waker = Waker::new()?;
-        let mut set = vec![Polled::NONE; places].into_boxed_slice();
-        if let Some(bell) = set.get_mut(BELL) {
-            bell.set(waker.0.eventfd.as_raw_fd(), Interest::READ.events());
-        }
-        let entries = vec![Entry { fd: UNUSED, token: 0 }; places].into_boxed_slice();
-        Ok(Self { set, entries, used_end: 1, ready_count: 0, waker })
-    }
-
-    fn register(&mut self, fd: BorrowedFd<'_>, interest: Interest, token: u32) -> Option<Registration> {
-        let fd = fd.as_raw_fd();
-        let free = (1..self.entries.len()).find(|place| self.entries[*place].fd == UNUSED)?;
-        let registration = Registration(u16::try_from(free).ok()?);
-        self.entries[free] = Entry { fd, token };
-        self.used_end = self.used_end.max(free + 1);
-        self.set_interest(registration, interest);
-        Some(registration)
-    }
-
-    fn set_interest(&mut self, registration: Registration, interest: Interest) {
-        let place = usize::from(registration.0);
-        if let (Some(entry), Some(polled)) = (self.entries.get(place), self.set.get_mut(place))
-            && entry.fd != UNUSED
-        {
-            polled.set(entry.fd, interest.events());
-        }
-    }
-
-    fn deregister(&mut self, registration: Registration) {
-        let place = usize::from(registration.0);
-        if place == BELL || place >= self.entries.len() {
-            return;
-        }
-        self.entries[place].fd = UNUSED;
-        self.set[place] = Polled::NONE;
-        while self.used_end > 1 && self.entries[self.used_end - 1].fd == UNUSED {
-            self.used_end -= 1;
-        }
-    }
-
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        self.ready_count = 0;
-        let set = self.set.get_mut(..self.used_end).unwrap_or_default();
-        match raw::poll(set, timeout) {
-            Ok(ready) => {
-                let rung = set.first().is_some_and(|bell| bell.returned() != 0);
-                self.ready_count = ready - usize::from(rung);
-                if rung {
-                    self.waker.0.hear();
-                }
-                Ok(())
-            }
-            Err(Errno::INTR) => Ok(()),
-            Err(error) => Err(io_error(error)),
-        }
-    }
-
-    fn ready(&self) -> impl Iterator<Item = Ready> + '_ {
-        let used = self.entries.iter().zip(&self.set).take(self.used_end).skip(1);
-        used.filter(|(_, polled)| polled.returned() != 0)
-            .map(|(entry, polled)| {
-                let events = polled.returned();
-                let broken = events & (libc::POLLERR | libc::POLLHUP | libc::POLLNVAL) != 0;
-                Ready {
-                    token: entry.token,
-                    read: broken || events & libc::POLLIN != 0,
-                    write: broken || events & libc::POLLOUT != 0,
-                }
-            })
-            .take(self.ready_count)
     }
 }
 

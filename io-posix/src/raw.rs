@@ -12,11 +12,10 @@
 
 use std::alloc::{Layout, alloc_zeroed};
 use std::ffi::c_void;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::slice;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustix::io::{Errno, IoSlice, IoSliceMut, ReadWriteFlags, preadv2, pwritev2};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
@@ -378,39 +377,33 @@ fn ofd(file: BorrowedFd<'_>, command: i32, kind: i32, byte: u64) -> Result<libc:
     }
 }
 
-/// One descriptor in a poll set; a negative number is skipped.
-#[derive(Clone, Copy, Debug)]
-#[repr(transparent)]
-pub(crate) struct Polled(libc::pollfd);
-
-impl Polled {
-    pub(crate) const NONE: Self = Self(libc::pollfd { fd: -1, events: 0, revents: 0 });
-
-    pub(crate) const fn set(&mut self, fd: RawFd, events: i16) {
-        // Without events even a hang-up must not be reported, or a loop that waits for something else would spin.
-        self.0 = libc::pollfd { fd: if events == 0 { -1 } else { fd }, events, revents: 0 };
-    }
-
-    pub(crate) const fn returned(&self) -> i16 {
-        self.0.revents
-    }
+/// What is to be changed about a descriptor that the system watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Watching {
+    Begin,
+    Change,
+    End,
 }
 
-/// Waits until a descriptor is ready or the time is up; how many are. Descriptors that were closed meanwhile, or
-/// whose number now stands for another file, are only looked at: the worst that comes of it is a false report.
-pub(crate) fn poll(set: &mut [Polled], timeout: Option<Duration>) -> Result<usize, Errno> {
-    let spec = timeout.map(|time| libc::timespec {
-        tv_sec: libc::time_t::try_from(time.as_secs()).unwrap_or(libc::time_t::MAX),
-        tv_nsec: libc::c_long::from(time.subsec_nanos() as i32),
-    });
-    let spec_pointer = spec.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    let count = libc::nfds_t::try_from(set.len()).map_err(|_| Errno::INVAL)?;
-    // SAFETY: `Polled` has the layout of `pollfd`, the set is that many long and exclusively borrowed; the time, if
-    // any, outlives the call; no signal mask is given.
-    let ready = unsafe {
-        libc::ppoll(set.as_mut_ptr().cast::<libc::pollfd>(), count, spec_pointer, std::ptr::null())
+/// Has the system watch a descriptor for these events of epoll(7), or for none any more, and report it as this number. One
+/// that was closed meanwhile, or whose number now stands for another file, is only looked at: the worst that comes of it is
+/// a false report.
+pub(crate) fn watch(
+    epoll: &OwnedFd,
+    change: Watching,
+    fd: RawFd,
+    events: u32,
+    number: u64,
+) -> Result<(), Errno> {
+    let change = match change {
+        Watching::Begin => libc::EPOLL_CTL_ADD,
+        Watching::Change => libc::EPOLL_CTL_MOD,
+        Watching::End => libc::EPOLL_CTL_DEL,
     };
-    usize::try_from(ready).map_err(|_| last_error())
+    let mut event = libc::epoll_event { events, u64: number };
+    // SAFETY: the event outlives the call, which is all that the system wants with it.
+    let result = unsafe { libc::epoll_ctl(epoll.as_raw_fd(), change, fd, &raw mut event) };
+    if result == 0 { Ok(()) } else { Err(last_error()) }
 }
 
 fn last_error() -> Errno {

@@ -241,6 +241,11 @@ impl Wire {
         true
     }
 
+    /// Whether a queue has a message of it.
+    pub(crate) const fn has_away(&self) -> bool {
+        matches!(self.line, Line::Queue { outbox: None, .. })
+    }
+
     /// What came of a pending attempt to connect.
     pub(crate) fn finish_connect(&self) -> io::Result<()> {
         match &self.line {
@@ -301,26 +306,20 @@ impl Wire {
         }
     }
 
-    /// Takes over what can be sent now; how many bytes, or `None` if nothing can be.
+    /// Takes over what can be sent now; how many bytes, or `None` if nothing can be. What the socket has room for leaves at
+    /// once, also past a queue: a message that is handed over leaves later, is copied, and has to be taken back. The queue
+    /// waits for room for the rest.
     pub(crate) fn send(&mut self, segments: Segments<'_>, pool: &mut HostPool) -> io::Result<Option<usize>> {
         let count = match &mut self.line {
             Line::Stream { stream, .. } => send_segments(stream.as_fd(), segments, pool)?,
-            Line::Queue { carrier, outbox } => match outbox.take() {
-                Some(mut message) => match message.fill(segments, self.is_answered, pool) {
-                    Ok(0) => {
-                        *outbox = Some(message);
-                        return Err(io::Error::other("nothing to send where something should be"));
+            Line::Queue { carrier, outbox } => match outbox {
+                Some(_) => {
+                    let socket = carrier.socket().ok_or(io::ErrorKind::NotConnected)?;
+                    match send_segments(socket.as_fd(), segments.clone(), pool)? {
+                        None => return self.hand_over(segments, pool),
+                        sent => sent,
                     }
-                    Ok(count) => {
-                        carrier.send(message);
-                        self.is_writable = false;
-                        return Ok(Some(count));
-                    }
-                    Err(error) => {
-                        message.clear(pool);
-                        return Err(error);
-                    }
-                },
+                }
                 None => {
                     carrier.hurry();
                     None
@@ -334,21 +333,24 @@ impl Wire {
         Ok(count)
     }
 
-    /// As [`Self::send`], but past the queue: what was sent has left when this returns. For the last word on a stream.
-    pub(crate) fn send_last(
-        &mut self,
-        segments: Segments<'_>,
-        pool: &mut HostPool,
-    ) -> io::Result<Option<usize>> {
-        let Line::Queue { carrier, outbox: Some(_) } = &mut self.line else {
-            return self.send(segments, pool);
-        };
-        let socket = carrier.socket().ok_or(io::ErrorKind::NotConnected)?;
-        let again = segments.clone();
-        match send_segments(socket.as_fd(), segments, pool)? {
-            Some(count) => Ok(Some(count)),
-            // The queue waits for room.
-            None => self.send(again, pool),
+    /// Gives the queue what it can take.
+    fn hand_over(&mut self, segments: Segments<'_>, pool: &mut HostPool) -> io::Result<Option<usize>> {
+        let Line::Queue { carrier, outbox } = &mut self.line else { return Ok(None) };
+        let Some(mut message) = outbox.take() else { return Ok(None) };
+        match message.fill(segments, self.is_answered, pool) {
+            Ok(0) => {
+                *outbox = Some(message);
+                Err(io::Error::other("nothing to send where something should be"))
+            }
+            Ok(count) => {
+                carrier.send(message);
+                self.is_writable = false;
+                Ok(Some(count))
+            }
+            Err(error) => {
+                message.clear(pool);
+                Err(error)
+            }
         }
     }
 

@@ -339,6 +339,8 @@ impl Engine {
             sent: None,
         };
         self.fresh.push(token);
+        // One message of each at a time (E1).
+        self.raw.prepare_messages(self.streams.len() + 1);
         match self.streams.iter().position(StreamEnd::is_over) {
             Some(place) => {
                 self.streams[place] = stream;

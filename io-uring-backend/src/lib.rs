@@ -5,8 +5,9 @@
 //! ([`Carrier`](twinblock_io_posix::wire::Carrier)), and how a disk's file is worked on
 //! ([`Queue`](twinblock_io_posix::disk::Queue)). Connections, disks, errors and limits are the same code over either.
 //!
-//! Whatever one turn of the loop has begun (reads and writes of disks, messages, receiving) is put on the ring and handed to
-//! the system in the call that then waits for what ends first: one call for as many requests as the turn has served.
+//! Whatever one turn of the loop has begun (reads and writes of disks, receiving, messages that a socket has no room for) is
+//! put on the ring and handed to the system in the call that then waits for what ends first: one call for as many requests as
+//! the turn has served.
 //! After start nothing allocates per request; nothing is locked, since one thread has the ring for itself.
 //!
 //! | module | what it is |

@@ -104,6 +104,14 @@ struct Message {
     parts: Vec<libc::iovec>,
 }
 
+impl Message {
+    fn new() -> Box<Self> {
+        // SAFETY: a message header is numbers and pointers, for which all zeroes is a value: no name, no control data.
+        let header = unsafe { std::mem::zeroed() };
+        Box::new(Self { header, parts: Vec::with_capacity(Outbox::PARTS_MAX) })
+    }
+}
+
 struct Slot {
     generation: u32,
     /// Who is told.
@@ -124,6 +132,8 @@ pub(crate) struct Raw {
         reason = "the system knows a message by its place, which a list's would not be"
     )]
     spare: Vec<Box<Message>>,
+    /// How many descriptions there are, those in use included.
+    message_count: usize,
 }
 
 impl fmt::Debug for Raw {
@@ -156,6 +166,7 @@ impl Raw {
             free: None,
             in_flight: 0,
             spare: Vec::with_capacity(MESSAGES),
+            message_count: 0,
         })
     }
 
@@ -269,13 +280,18 @@ impl Raw {
         }
     }
 
+    /// Makes descriptions for as many messages as can be in flight at a time, so that none is made while they are.
+    pub(crate) fn prepare_messages(&mut self, count: usize) {
+        while self.message_count < count {
+            self.spare.push(Message::new());
+            self.message_count += 1;
+        }
+    }
+
     /// Describes a message; its parts and their list stay put as long as it and the description exist.
     fn message(&mut self, outbox: &Outbox) -> Box<Message> {
-        let mut message = self.spare.pop().unwrap_or_else(|| {
-            // SAFETY: a message header is numbers and pointers, for which all zeroes is a value: no name, no control data.
-            let header = unsafe { std::mem::zeroed() };
-            Box::new(Message { header, parts: Vec::with_capacity(Outbox::PARTS_MAX) })
-        });
+        self.prepare_messages(self.message_count + usize::from(self.spare.is_empty()));
+        let mut message = self.spare.pop().unwrap_or_else(Message::new);
         message.parts.clear();
         message.parts.extend(
             outbox

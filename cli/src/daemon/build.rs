@@ -18,7 +18,7 @@ use twinblock_io_posix::ram::Ram;
 use twinblock_io_posix::workers::Workers;
 
 use super::cells::{PrimaryCell, PrimaryMemory, SecondaryCell, SecondaryMemory};
-use super::devices::{AnyBuffer, AnyDisk, ReplicaLink};
+use super::devices::{AnyBuffer, AnyDisk};
 use super::token::{self, Kind, token};
 use super::volume::{Machine, ReplicaLinks, Volume};
 use crate::spec::{self, BufferPlace, BufferSettings, WhenFull};
@@ -142,10 +142,9 @@ impl Stores {
         self.spare.iter().filter_map(NbdDisk::next_deadline).min()
     }
 
-    /// A primary in the given place over a disk, called `of` by people, which is taken only if that succeeds.
+    /// A primary over a disk, called `of` by people, which is taken only if that succeeds.
     pub(super) fn make_primary(
-        &mut self,
-        volume: usize,
+        &self,
         name: &str,
         dirty_granule: Size,
         of: &str,
@@ -162,18 +161,13 @@ impl Stores {
             dirty_granule_bytes: granule,
             block_bytes: geometry.block_bytes,
         };
-        let mut links = Vec::with_capacity(REPLICAS);
-        for replica in 0..REPLICAS {
-            links.push(ReplicaLink::new(self.link(Some((volume, Some(replica as u8))))?));
-        }
         let places = usize::from(self.connections_max) + 1;
         let memory = PrimaryMemory::new(words, REPLICAS, usize::from(REPLICATION_REQUESTS), places);
         let cell = PrimaryCell::try_new(memory, |memory| {
             let machine = Primary::new(config, geometry, memory.storage())?;
-            let devices = PrimaryDevices::new(mem::take(disk), ReplicaLinks(mem::take(&mut links)));
+            let devices = PrimaryDevices::new(mem::take(disk), ReplicaLinks(Vec::with_capacity(REPLICAS)));
             Ok(Driver::new(machine, devices))
         });
-        links.into_iter().for_each(|link| self.give_back(link.into_disk()));
         let cell = cell.map_err(|error| format!("volume '{name}', disk {of}: {}", primary_text(error)))?;
         Ok(Volume::new(name.into(), name.into(), Machine::Primary(cell)))
     }

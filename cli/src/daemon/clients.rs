@@ -13,6 +13,7 @@ use twinblock_io_posix::poller::{Interest, Poller, Ready, Registration};
 use twinblock_io_posix::socket::{Listener, Stream};
 
 use super::admission::{self, Standing, Verdict};
+use super::awake::Awake;
 use super::throttle::Throttle;
 use super::token::{Kind, token};
 use super::volume::Volume;
@@ -102,7 +103,7 @@ struct Client {
 #[derive(Debug)]
 pub(super) struct Clients {
     listenings: Vec<Listening>,
-    places: Vec<Client>,
+    places: Awake<Client>,
     places_max: usize,
     /// Whose turn is first in the next round.
     first: usize,
@@ -121,7 +122,7 @@ impl Clients {
     pub(super) fn new(places_max: usize, window_bytes: u32, handshake_max: Micros, run: u32) -> Self {
         Self {
             listenings: Vec::new(),
-            places: Vec::new(),
+            places: Awake::with_capacity(0),
             places_max,
             first: 0,
             window_bytes,
@@ -285,12 +286,13 @@ impl Clients {
     }
 
     /// Lets every client that may have something do what it can. Whether a machine was told anything.
-    pub(super) fn serve(&mut self, now: Micros, volumes: &mut [Volume], pool: &mut HostPool) -> bool {
+    pub(super) fn serve(&mut self, now: Micros, volumes: &mut Awake<Volume>, pool: &mut HostPool) -> bool {
         let mut has_told = false;
         // Each has the first turn in its time: whoever comes first may take all that a machine can take.
-        let count = self.places.len();
-        self.first = if count == 0 { 0 } else { (self.first + 1) % count };
-        for place in (self.first..count).chain(0..self.first) {
+        let after = self.places.awake_from(self.first + 1);
+        self.first = after.or_else(|| self.places.awake_from(0)).unwrap_or_default();
+        let mut next = self.places.awake_after(None, self.first);
+        while let Some(place) = next {
             let is_guaranteed = self.places[place].holds_claim(volumes);
             pool.act_for(Some(Holder { account: place as u16, is_guaranteed }));
             for _ in 0..EVENTS_MAX {
@@ -313,6 +315,7 @@ impl Clients {
                 }
                 has_told = true;
             }
+            next = self.places.awake_after(Some(place), self.first);
         }
         pool.act_for(None);
         has_told
@@ -325,7 +328,7 @@ impl Clients {
         export: usize,
         identity: Option<Identity>,
         now: Micros,
-        volumes: &mut [Volume],
+        volumes: &mut Awake<Volume>,
         pool: &mut HostPool,
     ) {
         let name = self.new_connection();
@@ -345,11 +348,12 @@ impl Clients {
         &mut self,
         connection: ConnectionId,
         now: Micros,
-        volumes: &mut [Volume],
+        volumes: &mut Awake<Volume>,
         pool: &mut HostPool,
     ) {
-        let is_it = |client: &&mut Client| client.chosen.is_some_and(|(_, name)| name == connection);
-        if let Some(client) = self.places.iter_mut().find(is_it) {
+        let is_it = |client: &Client| client.chosen.is_some_and(|(_, name)| name == connection);
+        if let Some(place) = self.places.iter().position(is_it) {
+            let client = &mut self.places[place];
             info!(connection = connection.0, "closed: the same primary has connected anew");
             client.connection.kick(pool);
             client.leave(false, now, volumes);
@@ -360,14 +364,34 @@ impl Clients {
     /// client waits for one, which the system does not tell.
     pub(super) fn finish(&mut self, now: Micros, pool: &mut HostPool, poller: &mut Poller) -> bool {
         let (mut has_changed, mut is_waiting) = (false, false);
-        for client in &mut self.places {
+        let mut next = self.places.awake_from(0);
+        while let Some(place) = next {
+            let client = &mut self.places[place];
             has_changed |= client.connection.finish(now, pool, poller);
             is_waiting |= client.connection.is_waiting();
+            next = self.places.awake_from(place + 1);
         }
         if !self.is_ending {
             self.end_rests(now, poller);
         }
         has_changed && is_waiting && !self.is_ending
+    }
+
+    /// Wakes those whose time has come.
+    pub(super) fn wake_due(&mut self, now: Micros) {
+        self.places.wake_due(now);
+    }
+
+    /// Puts those to sleep that wait for their client or for a machine alone. Each has just been found to have nothing to
+    /// do.
+    pub(super) fn settle(&mut self) {
+        let mut next = self.places.awake_from(0);
+        while let Some(place) = next {
+            let connection = &self.places[place].connection;
+            let (sleeps, due) = (!connection.is_waiting(), connection.next_deadline());
+            self.places.settle(place, sleeps, due);
+            next = self.places.awake_from(place + 1);
+        }
     }
 
     pub(super) fn next_deadline(&self) -> Option<Micros> {
@@ -376,8 +400,7 @@ impl Clients {
             Rest::Until(at) => Some(at),
             Rest::UntilPlace(at) => at,
         });
-        let clients = self.places.iter().filter_map(|client| client.connection.next_deadline());
-        rests.chain(clients).min()
+        rests.chain(self.places.next_due()).min()
     }
 
     /// Reads no more requests and takes no more connections.
@@ -419,7 +442,13 @@ impl Client {
     }
 
     /// Offers a piece to its volume; keeps it if the machine is busy.
-    fn offer(&mut self, request: Request, now: Micros, volumes: &mut [Volume], pool: &mut HostPool) -> bool {
+    fn offer(
+        &mut self,
+        request: Request,
+        now: Micros,
+        volumes: &mut Awake<Volume>,
+        pool: &mut HostPool,
+    ) -> bool {
         let result = match self.chosen {
             Some((volume, connection)) => volumes[volume].request(now, connection, request),
             None => Err(Refused::Stale),
@@ -437,7 +466,7 @@ impl Client {
         }
     }
 
-    fn leave(&mut self, is_clean: bool, now: Micros, volumes: &mut [Volume]) {
+    fn leave(&mut self, is_clean: bool, now: Micros, volumes: &mut Awake<Volume>) {
         if let Some((volume, connection)) = self.chosen.take() {
             debug!(connection = connection.0, is_clean, "a client has gone");
             volumes[volume].close(now, connection, is_clean);

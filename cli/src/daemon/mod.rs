@@ -9,12 +9,14 @@
 //! | `execute`, `host` | what their commands do: those that every node has, those that only a daemon has |
 //! | `links`, `pair` | control links to secondaries, and the checkpoint of the pair over them |
 //! | `volume`, `devices` | a machine with its devices |
+//! | `awake` | which volumes and clients have something to do |
 //! | `edge` | by what means it waits, moves bytes and works on files |
 //! | `limits`, `throttle` | what the system lets a process open; lines of the log that others can cause |
 //!
 //! Each turn of the loop waits, lets every socket and machine do what it can, and then sends what has gathered.
 
 mod admission;
+mod awake;
 mod build;
 mod cells;
 mod clients;
@@ -51,6 +53,7 @@ use twinblock_io_posix::socket::Listener;
 use crate::failure::Failure;
 use crate::graph::Graph;
 use crate::spec::{Backend, DaemonSpec};
+use awake::Awake;
 use build::Stores;
 use clients::Clients;
 use execute::HeldCommit;
@@ -106,7 +109,7 @@ struct Daemon {
     poller: Poller,
     pool: HostPool,
     /// By place; one that was removed leaves its place vacant.
-    volumes: Vec<Volume>,
+    volumes: Awake<Volume>,
     /// How many places there can be.
     volumes_max: usize,
     graph: Graph,
@@ -132,6 +135,8 @@ struct Daemon {
     backend: Backend,
     /// When memory is given back the next time, if there is some to give.
     rest_at: Micros,
+    /// A volume has done something since its memory was given back.
+    has_worn: bool,
     /// A manager's message, and room for its names without escapes.
     message: (Vec<u8>, Vec<u8>),
     /// Dropped last: disks give their work to its helpers.
@@ -195,6 +200,8 @@ impl Daemon {
 
     /// Lets everything do what it can, up to a bound, then sends. Whether there may be more to do.
     fn turn(&mut self) -> bool {
+        self.volumes.wake_due(self.now);
+        self.clients.wake_due(self.now);
         self.links.tick(self.now, &mut self.poller);
         self.tick_pair();
         self.tick_attaching();
@@ -205,18 +212,19 @@ impl Daemon {
         for _ in 0..ROUNDS_MAX {
             has_worked = self.service_nbd_disks();
             has_worked |= self.clients.serve(self.now, &mut self.volumes, &mut self.pool);
-            for volume in 0..self.volumes.len() {
+            let mut next = self.volumes.awake_from(0);
+            while let Some(volume) = next {
                 has_worked |= self.pump(volume);
+                // What was submitted without anything else coming of it has not left yet.
+                has_worked |= self.volumes[volume].nbd_disks().any(|(_, disk)| disk.has_unsent());
+                next = self.volumes.awake_from(volume + 1);
             }
             has_worked |= self.coordinate();
             has_worked |= self.live_on();
-            // What was submitted without anything else coming of it has not left yet.
-            has_worked |=
-                self.volumes.iter_mut().flat_map(Volume::nbd_disks).any(|(_, disk)| disk.has_unsent());
             if !has_worked {
                 has_worked = self.clients.finish(self.now, &mut self.pool, &mut self.poller);
             }
-            if !has_worked || self.volumes.iter().any(Volume::is_taking_over) {
+            if !has_worked || self.is_taking_over() {
                 break;
             }
         }
@@ -224,9 +232,37 @@ impl Daemon {
             self.clients.finish(self.now, &mut self.pool, &mut self.poller);
         }
         has_worked |= self.finish_removals();
+        if !has_worked {
+            self.settle_volumes();
+            self.clients.settle();
+        }
         self.managers.flush(self.control.as_ref(), self.now, &mut self.poller);
         self.links.flush(self.now, &mut self.poller);
         has_worked
+    }
+
+    /// Whether a volume copies its buffer to its disk; one that does is awake.
+    fn is_taking_over(&self) -> bool {
+        let mut next = self.volumes.awake_from(0);
+        while let Some(volume) = next {
+            if self.volumes[volume].is_taking_over() {
+                return true;
+            }
+            next = self.volumes.awake_from(volume + 1);
+        }
+        false
+    }
+
+    /// Puts the volumes to sleep of which nothing can come before somebody touches them or their time has come. Each has
+    /// just been found to have nothing to do.
+    fn settle_volumes(&mut self) {
+        let mut next = self.volumes.awake_from(0);
+        while let Some(volume) = next {
+            let this = &mut self.volumes[volume];
+            let (sleeps, due) = (this.in_flight() == 0 && !this.is_sending(), this.next_deadline());
+            self.volumes.settle(volume, sleeps, due);
+            next = self.volumes.awake_from(volume + 1);
+        }
     }
 
     /// What was registered for a link is ready.
@@ -269,7 +305,10 @@ impl Daemon {
                 Emitted::Notice(Notice::Event(event)) => self.tell(volume, event),
             }
         }
-        self.volumes[volume].is_rested &= !has_worked && budget == budget_max;
+        if has_worked || budget != budget_max {
+            self.volumes[volume].is_rested = false;
+            self.has_worn = true;
+        }
         has_worked || budget == 0
     }
 
@@ -280,14 +319,23 @@ impl Daemon {
         }
         self.rest_at = self.now.after(REST);
         self.pool.rest();
-        for volume in self.volumes.iter_mut().filter(|volume| !volume.is_rested && volume.in_flight() == 0) {
-            volume.is_rested = true;
+        self.has_worn = false;
+        for place in 0..self.volumes.len() {
+            let volume = &self.volumes[place];
+            if volume.is_rested {
+                continue;
+            }
+            if volume.in_flight() != 0 {
+                self.has_worn = true;
+                continue;
+            }
             self.pool.rest_reserved(volume.scratch.clone());
+            self.volumes[place].is_rested = true;
         }
     }
 
     fn has_to_rest(&self) -> bool {
-        self.pool.is_occupied() || self.volumes.iter().any(|volume| !volume.is_rested)
+        self.has_worn || self.pool.is_occupied()
     }
 
     /// Passes an event on to managers, the log, and the checkpoint of the pair.
@@ -327,7 +375,8 @@ impl Daemon {
     fn service_nbd_disks(&mut self) -> bool {
         let mut has_worked = false;
         self.stores.service(self.now, &mut self.pool, &mut self.poller);
-        for volume in 0..self.volumes.len() {
+        let mut next = self.volumes.awake_from(0);
+        while let Some(volume) = next {
             let mut told: heapless::Vec<(Option<u8>, DiskEvent), 16> = heapless::Vec::new();
             for (which, disk) in self.volumes[volume].nbd_disks() {
                 disk.service(self.now, &mut self.pool, &mut self.poller);
@@ -339,14 +388,12 @@ impl Daemon {
             for (which, event) in told {
                 self.link_changed(volume, which, event);
             }
+            next = self.volumes.awake_from(volume + 1);
         }
         has_worked
     }
 
-    fn next_deadline(&mut self) -> Option<Micros> {
-        let volumes = self.volumes.iter().filter_map(Volume::poll_timeout).min();
-        let disks = self.volumes.iter_mut().flat_map(Volume::nbd_disks);
-        let disks = disks.filter_map(|(_, disk)| disk.next_deadline()).min();
+    fn next_deadline(&self) -> Option<Micros> {
         let life = match self.life {
             Life::Serving => None,
             Life::Finishing { deadline } | Life::Flushing { deadline, .. } | Life::Leaving { deadline } => {
@@ -354,8 +401,7 @@ impl Daemon {
             }
         };
         let others = [
-            volumes,
-            disks,
+            self.volumes.next_due(),
             self.stores.next_deadline(),
             self.nodes.next_deadline(),
             self.names.next_deadline(),
@@ -363,7 +409,6 @@ impl Daemon {
             self.managers.next_deadline(),
             self.links.next_deadline(),
             self.pair.next_deadline(),
-            self.volumes.iter().filter_map(Volume::attaching_until).min(),
             self.has_to_rest().then_some(self.rest_at),
             life,
         ];
@@ -392,6 +437,9 @@ impl Daemon {
 
     /// Takes the next step of the end. Whether it was one.
     fn live_on(&mut self) -> bool {
+        if self.life == Life::Serving {
+            return false;
+        }
         let volumes_quiet = self.volumes.iter().all(|volume| volume.in_flight() == 0);
         match self.life {
             Life::Finishing { deadline } if volumes_quiet || deadline <= self.now => {
@@ -411,8 +459,8 @@ impl Daemon {
                     error!("some disks could not be flushed in time");
                 }
                 self.life = Life::Leaving { deadline: self.now.after(END_MAX) };
-                for (_, disk) in self.volumes.iter_mut().flat_map(Volume::nbd_disks) {
-                    disk.close();
+                for volume in 0..self.volumes.len() {
+                    self.volumes[volume].nbd_disks().for_each(|(_, disk)| disk.close());
                 }
                 true
             }
@@ -422,7 +470,9 @@ impl Daemon {
 
     fn has_ended(&mut self) -> bool {
         let Life::Leaving { deadline } = self.life else { return false };
-        let has_left = self.volumes.iter_mut().flat_map(Volume::nbd_disks).all(|(_, disk)| disk.is_closed());
+        let mut volumes = 0..self.volumes.len();
+        let has_left =
+            volumes.all(|volume| self.volumes[volume].nbd_disks().all(|(_, disk)| disk.is_closed()));
         deadline <= self.now || has_left
     }
 

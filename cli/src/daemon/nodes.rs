@@ -158,7 +158,7 @@ impl Daemon {
                 _ => opened.remove(&name).or_else(|| self.nodes.disks.remove(&name)),
             }
             .ok_or_else(|| format!("the disk of node '{name}' is not open"))?;
-            match self.make_volume(place, &next, &volume, &mut disk) {
+            match self.make_volume(&next, &volume, &mut disk) {
                 Ok(made) => self.settle(place, made),
                 Err(error) => {
                     match disk {
@@ -205,7 +205,6 @@ impl Daemon {
 
     fn make_volume(
         &mut self,
-        place: usize,
         graph: &Graph,
         new: &NewVolume<'_>,
         disk: &mut AnyDisk,
@@ -213,7 +212,7 @@ impl Daemon {
         let NewVolume { node, name, disk: below } = new;
         let of = below.kind.place().unwrap_or_default();
         if let Kind::Quorum { dirty_granule, .. } = node.kind {
-            return self.stores.make_primary(place, name, dirty_granule, &of, disk);
+            return self.stores.make_primary(name, dirty_granule, &of, disk);
         }
         let buffer = node.children.first().and_then(|edge| graph.find(&edge.node));
         let Some(Node { kind: Kind::Buffer { settings }, .. }) = buffer else {

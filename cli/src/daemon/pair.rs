@@ -13,6 +13,7 @@ use twinblock_core::{Micros, Refused, ReplicaState, Stage};
 use twinblock_io_posix::nbd_disk::{LinkEvent as DiskEvent, NbdDisk, NbdOptions};
 
 use super::Daemon;
+use super::devices::ReplicaLink;
 use super::jobs::{Trouble, Waiter, Waiting};
 use super::links::{LinkEvent, Question, Refusal};
 use super::volume::Replica;
@@ -145,7 +146,7 @@ impl Daemon {
             this.replicas.iter().position(|replica| replica.as_ref().is_some_and(|known| known.name == name));
         let is_new = place.is_none();
         // One whose last link is still being closed cannot be used yet.
-        let closed = this.closed_links();
+        let closed: Vec<bool> = (0..this.replicas.len()).map(|index| this.is_link_closed(index)).collect();
         let free =
             || (0..this.replicas.len()).find(|index| this.replicas[*index].is_none() && closed[*index]);
         let detached = || {
@@ -161,6 +162,10 @@ impl Daemon {
             peer_timeout: twinblock_io_posix::socket::PeerTimeout(self.peer_timeout),
             ..NbdOptions::replica(Some(self.identity))
         };
+        while this.link_count() <= index {
+            let owner = Some((volume, Some(this.link_count() as u8)));
+            this.add_link(ReplicaLink::new(self.stores.link(owner)?));
+        }
         let opened = this.nbd_disk(index as u8).map(|disk| disk.open_at(uri, target, options, self.now));
         if let Some(Err(error)) = opened {
             return Err(format!("replica '{name}': {error}"));
@@ -289,13 +294,15 @@ impl Daemon {
 
     /// Those who wait for a replica that cannot be reached wait no longer: it is attached, and tried again and again.
     pub(super) fn tick_attaching(&mut self) {
-        for volume in 0..self.volumes.len() {
+        let mut next = self.volumes.awake_from(0);
+        while let Some(volume) = next {
             for replica in 0..self.volumes[volume].replicas.len() {
                 let known = self.volumes[volume].replicas[replica].as_ref();
                 if known.and_then(|known| known.attaching).is_some_and(|(_, until)| until <= self.now) {
                     self.attached_at_last(volume, replica as u8, Ok(()));
                 }
             }
+            next = self.volumes.awake_from(volume + 1);
         }
     }
 

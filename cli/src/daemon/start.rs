@@ -14,6 +14,7 @@ use twinblock_io_posix::nbd_disk::{NbdDisk, NbdOptions};
 use twinblock_io_posix::poller::{Interest, Poller, Registration};
 use twinblock_io_posix::socket::{ListenOptions, Listener, PeerTimeout};
 
+use super::awake::Awake;
 use super::build::{self, Stores};
 use super::clients::Clients;
 use super::edge::Edge;
@@ -71,7 +72,7 @@ impl Daemon {
             life: Life::Serving,
             clients: Clients::new(usize::from(places), pool.large_bytes(), handshake_max, run_of(identity)),
             pool,
-            volumes: Vec::with_capacity(volumes_max),
+            volumes: Awake::with_capacity(volumes_max),
             volumes_max,
             graph: Graph::default(),
             nodes: Nodes::default(),
@@ -89,6 +90,7 @@ impl Daemon {
             ready: Vec::with_capacity(usize::from(descriptors)),
             backend,
             rest_at: REST,
+            has_worn: false,
             message: Default::default(),
             poller,
             stores,
@@ -132,7 +134,7 @@ impl Daemon {
             }
             self.end_job(job);
         }
-        for volume in &self.volumes {
+        for volume in self.volumes.iter() {
             let report = volume.report();
             info!(
                 volume = volume.name,

@@ -21,7 +21,7 @@ use super::cells::{PrimaryCell, SecondaryCell};
 use super::devices::{AnyDisk, ReplicaLink};
 use crate::spec::REPLICAS_MAX;
 
-/// The links of a primary, one place for each replica that there can be.
+/// The links of a primary: one for each of the first places for replicas, as many as were ever used.
 #[derive(Debug)]
 pub(super) struct ReplicaLinks(pub(super) Vec<ReplicaLink>);
 
@@ -124,7 +124,19 @@ impl Volume {
         }
     }
 
-    pub(super) fn poll_timeout(&self) -> Option<Micros> {
+    /// When it has something to do next, if nobody touches it before.
+    pub(super) fn next_deadline(&mut self) -> Option<Micros> {
+        let own = [self.poll_timeout(), self.attaching_until()];
+        let disks = self.nbd_disks().filter_map(|(_, disk)| disk.next_deadline());
+        disks.chain(own.into_iter().flatten()).min()
+    }
+
+    /// Whether a message is on its way whose buffers come back only when its link is serviced again.
+    pub(super) fn is_sending(&mut self) -> bool {
+        self.nbd_disks().any(|(_, disk)| disk.is_sending())
+    }
+
+    fn poll_timeout(&self) -> Option<Micros> {
         match &self.machine {
             Machine::Primary(cell) => cell.with_dependent(|_, driver| driver.poll_timeout()),
             Machine::Secondary(cell) => cell.with_dependent(|_, driver| driver.poll_timeout()),
@@ -306,9 +318,21 @@ impl Volume {
         links.get_mut(usize::from(replica)).map(ReplicaLink::disk_mut)
     }
 
-    /// Which places for replicas have a link that is closed.
-    pub(super) fn closed_links(&mut self) -> Vec<bool> {
-        self.links().iter_mut().map(|link| link.disk_mut().is_closed()).collect()
+    /// Whether a replica's link is closed, or was never made.
+    pub(super) fn is_link_closed(&mut self, replica: usize) -> bool {
+        self.links().get_mut(replica).is_none_or(|link| link.disk_mut().is_closed())
+    }
+
+    /// How many links there are.
+    pub(super) fn link_count(&mut self) -> usize {
+        self.links().len()
+    }
+
+    /// Gives the next place for a replica its link.
+    pub(super) fn add_link(&mut self, link: ReplicaLink) {
+        if let Machine::Primary(cell) = &mut self.machine {
+            cell.with_dependent_mut(|_, driver| driver.devices_mut().replicas.0.push(link));
+        }
     }
 
     /// The links of a primary.
@@ -361,7 +385,7 @@ impl Volume {
     }
 
     /// When somebody has waited long enough for a replica that was attached.
-    pub(super) fn attaching_until(&self) -> Option<Micros> {
+    fn attaching_until(&self) -> Option<Micros> {
         let waits = self.replicas.iter().flatten().filter_map(|replica| replica.attaching);
         waits.map(|(_, until)| until).min()
     }

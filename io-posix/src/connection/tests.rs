@@ -152,6 +152,8 @@ struct Loop {
     pool: HostPool,
     machine: Machine,
     connections: Vec<Connection>,
+    /// Somebody may wait to be accepted.
+    has_newcomers: bool,
     state: Arc<Shared>,
     start: Instant,
     _workers: Workers,
@@ -175,6 +177,7 @@ impl Loop {
             pool: HostPool::new(sizes).unwrap(),
             machine: Machine { disk, entries: vec![None; machine_entries] },
             connections: (0..SLOTS).map(connection).collect(),
+            has_newcomers: false,
             state,
             start: Instant::now(),
         }
@@ -201,23 +204,25 @@ impl Loop {
         self.state
             .is_idle
             .store(is_idle && self.machine.entries.iter().all(Option::is_none), Ordering::Relaxed);
-        let timeout = if is_more { Duration::from_millis(1) } else { Duration::from_secs(1) };
+        let timeout =
+            if is_more || self.has_newcomers { Duration::from_millis(1) } else { Duration::from_secs(1) };
         self.poller.wait(Some(timeout)).unwrap();
         self.poller.take_back(&mut self.pool);
-        let mut accepts = false;
         for ready in self.poller.ready() {
             match self.connections.get_mut(ready.token as usize) {
                 Some(connection) => connection.ready(ready),
-                None => accepts = true,
+                None => self.has_newcomers = true,
             }
         }
-        if !accepts {
-            return;
-        }
         let (listener, registration) = &self.listener;
-        while let Some(stream) = self.poller.accept(listener, *registration).unwrap() {
-            let free = self.connections.iter_mut().find(|connection| connection.is_free());
-            free.expect("a free slot").open(stream, now, &mut self.pool).unwrap();
+        // The slots of clients that have gone are free only when what these had sent is done with.
+        while self.has_newcomers
+            && let Some(free) = self.connections.iter_mut().find(|connection| connection.is_free())
+        {
+            match self.poller.accept(listener, *registration).unwrap() {
+                Some(stream) => free.open(stream, now, &mut self.pool).unwrap(),
+                None => self.has_newcomers = false,
+            }
         }
     }
 

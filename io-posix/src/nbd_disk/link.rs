@@ -58,6 +58,13 @@ impl Link {
         }
     }
 
+    pub(super) const fn is_sending(&self) -> bool {
+        match self {
+            Self::Handshake { wire, .. } | Self::Up(wire) | Self::Leaving { wire, .. } => wire.has_away(),
+            Self::Closed | Self::Down { .. } | Self::Connecting { .. } => false,
+        }
+    }
+
     pub(super) const fn is_leaving(&self) -> bool {
         matches!(self, Self::Leaving { .. })
     }
@@ -214,14 +221,10 @@ impl NbdDisk {
     }
 
     fn send(&mut self, memory: &mut HostPool) -> Result<(), String> {
-        let is_last = self.link.is_leaving();
         let Some(wire) = self.link.wire() else { return Ok(()) };
         wire.settle(memory).map_err(|error| error.to_string())?;
         while wire.is_writable() && self.session.has_output() {
-            let segments = self.session.segments();
-            // The connection is over as soon as the goodbye has left.
-            let sent = if is_last { wire.send_last(segments, memory) } else { wire.send(segments, memory) };
-            match sent {
+            match wire.send(self.session.segments(), memory) {
                 Ok(Some(count)) => self.session.sent(count),
                 Ok(None) => {}
                 Err(error) => return Err(error.to_string()),

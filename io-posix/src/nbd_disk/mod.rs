@@ -387,6 +387,13 @@ impl NbdDisk {
         self.link.is_writable() && self.session.has_output()
     }
 
+    /// Whether a queue has a message of it, whose buffers come back with the next [`Self::service`] after it has left. That
+    /// it has left is not told by itself.
+    #[must_use]
+    pub const fn is_sending(&self) -> bool {
+        self.link.is_sending()
+    }
+
     /// What has happened to the connection, or `None`.
     pub fn poll_event(&mut self) -> Option<LinkEvent> {
         self.events.pop_front()

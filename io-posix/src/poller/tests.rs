@@ -57,6 +57,30 @@ fn a_full_set_refuses_and_places_are_used_again() {
 }
 
 #[test]
+fn what_is_no_longer_waited_for_is_not_reported_and_comes_back_when_it_is() {
+    let mut poller = edge::poller(4);
+    let (mut near, far) = UnixStream::pair().unwrap();
+    let registration = poller.register(&far, Interest::READ, 1).unwrap();
+    near.write_all(b"x").unwrap();
+    assert_eq!(wait(&mut poller), [Ready { token: 1, read: true, write: false }]);
+    // Wanted or not, in any order, with and without a wait between.
+    for interest in [Interest::NONE, Interest::WRITE, Interest::NONE, Interest::READ, Interest::NONE] {
+        poller.set_interest(registration, interest);
+        let expected = Ready { token: 1, read: interest.read, write: interest.write };
+        let expected = if interest == Interest::NONE { vec![] } else { vec![expected] };
+        assert_eq!(wait(&mut poller), expected);
+        assert_eq!(wait(&mut poller), expected);
+        poller.set_interest(registration, Interest::READ);
+        poller.set_interest(registration, interest);
+        assert_eq!(wait(&mut poller), expected);
+    }
+    drop(near);
+    assert_eq!(wait(&mut poller), []);
+    poller.set_interest(registration, Interest::READ);
+    assert!(wait(&mut poller)[0].read);
+}
+
+#[test]
 fn a_bell_rung_by_another_thread_ends_a_wait_once() {
     let mut poller = edge::poller(1);
     let waker = poller.waker();

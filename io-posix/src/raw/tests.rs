@@ -1,11 +1,10 @@
 use std::os::fd::AsFd;
-use std::time::Duration;
 
 use rustix::io::Errno;
 use twinblock_core::buffer::index::{Index, Place};
 use twinblock_core::{BufferIndex, Data};
 
-use super::{Arena, Lend, Mapping, Polled, ofd_is_locked, ofd_lock_shared, ofd_unlock, poll, unused_nodes};
+use super::{Arena, Lend, Mapping, ofd_is_locked, ofd_lock_shared, ofd_unlock, unused_nodes};
 
 #[test]
 fn discarded_pages_read_as_zeroes() {
@@ -56,11 +55,6 @@ fn a_lock_is_seen_by_another_description_of_the_same_file() {
     assert_eq!(ofd_is_locked(file.as_file().as_fd(), 100), Ok(false));
     ofd_unlock(file.as_file().as_fd(), 100).unwrap();
     assert_eq!(ofd_is_locked(other.as_fd(), 100), Ok(false));
-}
-
-#[test]
-fn nothing_to_poll_ends_with_the_time() {
-    assert_eq!(poll(&mut [Polled::NONE], Some(Duration::from_millis(1))), Ok(0));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The tests of disks, connections, NBD disks and waiting that `twinblock-io-posix` has, over a ring.
 //!
-//! Where the system gives no ring they run over `poll` once more, and say so.
+//! Where the system gives no ring they run over `epoll` once more, and say so.
 
 // Where the tests look for them.
 use twinblock_io_posix::{address, memory, socket, uri, workers};
@@ -11,7 +11,7 @@ mod edge {
     use twinblock_io_posix::workers::Workers;
     use twinblock_io_uring::Ring;
 
-    /// None where the system gives none; then it is `poll` once more.
+    /// None where the system gives none; then it is `epoll` once more.
     fn ring(capacity: u16) -> Option<Ring> {
         Ring::new(capacity).inspect_err(|error| eprintln!("not tested over a ring: {error}")).ok()
     }

@@ -7,6 +7,7 @@ use twinblock_io_posix::poller::Poller;
 use twinblock_io_posix::socket::Listener;
 
 use super::{Clients, Exported, Listening, Rest, Served};
+use crate::daemon::awake::Awake;
 use crate::daemon::token::{Kind, token};
 use crate::daemon::volume::Volume;
 
@@ -60,7 +61,7 @@ impl Clients {
         &mut self,
         name: &str,
         now: Micros,
-        volumes: &mut [Volume],
+        volumes: &mut Awake<Volume>,
         pool: &mut HostPool,
         poller: &mut Poller,
     ) -> Result<(), String> {
@@ -71,8 +72,10 @@ impl Clients {
         }
         self.listenings[place].rest = Rest::No;
         self.listenings[place].exports.0.clear();
-        for client in self.places.iter_mut().filter(|client| client.listening == place) {
-            client.drop_off(now, volumes, pool);
+        for client in 0..self.places.len() {
+            if self.places[client].listening == place {
+                self.places[client].drop_off(now, volumes, pool);
+            }
         }
         Ok(())
     }
@@ -110,7 +113,7 @@ impl Clients {
         id: &str,
         is_hard: bool,
         now: Micros,
-        volumes: &mut [Volume],
+        volumes: &mut Awake<Volume>,
         pool: &mut HostPool,
     ) -> Result<(), String> {
         let found = self.listenings.iter().enumerate().find_map(|(place, server)| {
@@ -121,16 +124,18 @@ impl Clients {
             return Err(format!("there is no export '{}'; see query-block-exports", id.escape_debug()));
         };
         let name = self.listenings[place].exports.0[export].name.clone();
-        let uses = |client: &&mut super::Client| client.listening == place && client.export == name;
-        let count = self.places.iter_mut().filter(uses).filter(|client| client.chosen.is_some()).count();
+        let uses = |client: &&super::Client| client.listening == place && client.export == name;
+        let count = self.places.iter().filter(uses).filter(|client| client.chosen.is_some()).count();
         if count != 0 && !is_hard {
             return Err(format!("export '{id}' has {count} client(s); with mode 'hard' they are dropped"));
         }
         self.listenings[place].exports.0.remove(export);
-        for client in self.places.iter_mut().filter(|client| client.listening == place) {
+        for index in 0..self.places.len() {
+            let client = &self.places[index];
             // One that is choosing just now knows exports by numbers that have changed.
-            if client.export == name || client.connection.handshake_since().is_some() {
-                client.drop_off(now, volumes, pool);
+            let is_choosing = client.connection.handshake_since().is_some();
+            if client.listening == place && (client.export == name || is_choosing) {
+                self.places[index].drop_off(now, volumes, pool);
             }
         }
         info!(export = name, "not exported any more");
@@ -145,7 +150,7 @@ impl Clients {
 
 impl super::Client {
     /// Ends the connection, if there is one.
-    fn drop_off(&mut self, now: Micros, volumes: &mut [Volume], pool: &mut HostPool) {
+    fn drop_off(&mut self, now: Micros, volumes: &mut Awake<Volume>, pool: &mut HostPool) {
         self.connection.kick(pool);
         self.leave(false, now, volumes);
     }
