@@ -12,7 +12,7 @@ import signal
 import subprocess
 import threading
 
-from workshop import BUILD_MAX_S, MEMORY_MAX_BYTES, ROOT, SUITES, Broken, Workshop, run, target
+from workshop import BUILD_MAX_S, MEMORY_MAX_BYTES, ROOT, SUITES, Broken, Workshop, folder_of, run, target
 
 HERE = ROOT / "tests" / "mutants"
 # The breaks of functions that constants are made with can be switched with this compiler alone.
@@ -127,8 +127,8 @@ class Switched:
             resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY_MAX_BYTES, MEMORY_MAX_BYTES))
 
-        arguments, more = SUITES[suite]
-        package = self.workshop.tree / arguments[1].removeprefix("twinblock-")
+        _, more = SUITES[suite]
+        package = self.workshop.tree / folder_of(suite)
         env = self.workshop.environment({**more, VARIABLE: str(number), "PROPTEST_CASES": "48",
                                          "PROPTEST_DISABLE_FAILURE_PERSISTENCE": "1"})
         command = [self.program(suite), "--test-threads", "1", *names]

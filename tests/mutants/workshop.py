@@ -29,6 +29,11 @@ SUITES = {
 DEMO = ["demo", "--json", "--seconds", "2", "--size", "64M", "--seed", "9"]
 
 
+def folder_of(suite):
+    """The folder of the package that a suite tests, in which its programs are run."""
+    return "cli" if suite == "cli" else SUITES[suite][0][1].removeprefix("twinblock-")
+
+
 class Broken(Exception):
     """A patch that does not apply or compile."""
 
@@ -119,8 +124,7 @@ class Workshop:
         """What was red: the name of a test, "hangs", or None if all were green."""
         arguments, more = SUITES[suite]
         program = self.build(["test", "--no-run", *arguments], is_test=True)
-        package = "cli" if suite == "cli" else arguments[1].removeprefix("twinblock-")
-        code, out, _ = run([program, *([name] if name else [])], self.tree / package, self.environment(more),
+        code, out, _ = run([program, *([name] if name else [])], self.tree / folder_of(suite), self.environment(more),
                            HANGS_AFTER_S)
         if code is None:
             return f"hangs (more than {HANGS_AFTER_S} s)"
