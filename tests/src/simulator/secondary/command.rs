@@ -127,7 +127,8 @@ impl World<'_> {
             }
             (Command::Commit { .. }, Stage::Running) if is_behind => one(Err(Refused::Missing)),
             (Command::Commit { claim, .. }, Stage::Running) if self.model.prepared == Some(claim) => {
-                one(unless_busy)
+                let undone = self.may_be_undone(claim).then_some(Err(Refused::OtherClaim));
+                undone.into_iter().chain([unless_busy]).collect()
             }
             (Command::Commit { .. }, Stage::Running) => vec![Err(Refused::OtherClaim), unless_busy],
             (Command::Prepare { .. } | Command::Commit { .. }, Stage::None) => one(Err(Refused::NotRunning)),
@@ -146,6 +147,22 @@ impl World<'_> {
             }
             (Command::Stop { .. }, Stage::Running | Stage::FailoverFailed) => one(Ok(())),
         }
+    }
+
+    /// A write of another primary that has waited for a prepare takes the claim, if nobody holds it any more, as soon as
+    /// that is answered, and undoes it. Only the write's reply tells.
+    fn may_be_undone(&self, claim: Identity) -> bool {
+        let primary = |connection| {
+            let client = self.clients.iter().find(|client| client.connection == connection)?;
+            client.identity.filter(|_| !client.is_told_to_close)
+        };
+        let is_held = self.model.owner.and_then(primary) == Some(claim);
+        let is_rival = |flying: &super::Flying| {
+            flying.port == Port::Replication
+                && flying.request.op.is_modification()
+                && primary(flying.connection) != Some(claim)
+        };
+        !is_held && self.flying.iter().any(is_rival)
     }
 
     /// Who holds the claim is known only from replies, so that several answers may be right.
