@@ -192,6 +192,8 @@ pub enum Refused {
     NoRoom,
     /// Manager: no replica, or no volume, of that name.
     Unknown,
+    /// Manager: nothing could be asked of a replica, since no control connection leads there now.
+    NoControl,
     /// The operation was given up: no answer within the time-out.
     TimedOut,
     /// Emptying the buffer failed.

@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 from harness.process import Process, kill_all, output_of  # noqa: E402
 from harness.qmp import Qmp, QmpError  # noqa: E402
-from harness.twinblock import EXPORT, GUEST_EXPORT, Daemon, binary, free_port  # noqa: E402
+from harness.twinblock import EXPORT, GUEST_EXPORT, Daemon, binary, free_port, is_connected  # noqa: E402
 from switch import Switch  # noqa: E402
 
 MIB = 1 << 20

@@ -100,6 +100,11 @@ class Daemon(Replicating):
             time.sleep(0.02)
 
 
+def is_connected(volume):
+    """Whether all replicas of a volume can be reached, and a checkpoint could include them."""
+    return all(replica["connected"] and replica.get("control_connected", True) for replica in volume["replicas"])
+
+
 class TwinblockPair:
     """The daemons over `primary.raw` and `secondary.raw` in `directory`, which must exist and be of one size.
 
@@ -156,7 +161,7 @@ class TwinblockPair:
 
     def wait_until_connected(self):
         """Until the primary has reached its replica."""
-        self.primary.wait_for("connected", lambda volume: volume["replicas"][0]["connected"])
+        self.primary.wait_for("connected", is_connected)
 
     def checkpoint(self):
         """Seconds that a checkpoint of the pair took; the guests may go on meanwhile."""

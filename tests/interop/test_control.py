@@ -7,6 +7,7 @@ import stat
 from fixture import MIB, PairTest, twinblock
 from harness.process import output_of
 from harness.qmp import QmpError
+from harness.twinblock import EXPORT
 
 ERRORS = {"primary_disk", "forward", "copy_before_write", "secondary_disk", "buffer", "empty", "commit"}
 
@@ -77,8 +78,8 @@ class Control(PairTest):
                          {"policy": "stall", "view": "whole", "held": 0, "used_bytes": 0})
         self.assertGreater(secondary["epoch"], 0)
         replica, = primary["replicas"]
-        self.assertEqual({key: replica[key] for key in ("connected", "behind", "dirty_bytes", "in_flight")},
-                         {"connected": True, "behind": False, "dirty_bytes": 0, "in_flight": 0})
+        self.assertEqual({key: replica[key] for key in ("connected", "control_connected", "behind", "dirty_bytes", "in_flight")},
+                         {"connected": True, "control_connected": True, "behind": False, "dirty_bytes": 0, "in_flight": 0})
 
     def test_status_tells_people_and_programs_the_same(self):
         for daemon in self.both():
@@ -96,6 +97,21 @@ class Control(PairTest):
         self.pair.secondary.wait_for("done", lambda volume: volume["stage"] == "done")
         twinblock("stop", "--control", self.control(self.pair.primary))
         self.assertEqual(self.pair.primary.volume()["stage"], "done")
+
+    def test_a_checkpoint_without_a_control_connection_is_refused_by_that_name_and_status_shows_it(self):
+        qmp = self.pair.primary.qmp
+        name = self.pair.primary.volume()["replicas"][0]["name"]
+        qmp.call("detach", volume=EXPORT, name=name)
+        qmp.call("attach", volume=EXPORT, name=name, uri=self.pair.replica_uri,
+                 control=f"unix:{self.directory / 'nobody.qmp'}")
+        self.pair.primary.wait_for("connected", lambda volume: volume["replicas"][0]["connected"])
+        replica, = self.pair.primary.volume()["replicas"]
+        self.assertIs(replica["control_connected"], False)
+        self.assertIn("no control connection", twinblock("status", "--control", self.control(self.pair.primary)))
+        with self.assertRaises(AssertionError) as refused:
+            twinblock("checkpoint", "--control", self.control(self.pair.primary))
+        self.assertIn(f"replica '{name}': volume '{EXPORT}' has no control connection to it now",
+                      str(refused.exception))
 
     def test_a_refused_command_ends_with_an_error_that_says_why(self):
         with self.assertRaises(AssertionError) as refused:

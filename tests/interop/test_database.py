@@ -14,6 +14,7 @@ import time
 
 from fixture import MIB, DiskTest
 from harness.process import Process
+from harness.twinblock import is_connected
 
 DATA_BYTES = 4 * MIB
 JOURNAL_BYTES = 4 * MIB
@@ -152,7 +153,7 @@ class Database(DiskTest):
         place = self.directory / f"node{number}"
         secondary, primary = self.enter_node(place)
         primary.wait_for("connected", lambda _: all(
-            each["replicas"][0]["connected"] for each in primary.qmp.call("query-replication")["volumes"]))
+            is_connected(each) for each in primary.qmp.call("query-replication")["volumes"]))
         work = Work(self.files(place / "primary", place, "p").database)
         work.start()
         known = 0

@@ -9,7 +9,7 @@ import nbd
 
 from fixture import MIB, DiskTest
 from harness.process import output_of
-from harness.twinblock import Daemon, EXPORT, GUEST_EXPORT
+from harness.twinblock import Daemon, EXPORT, GUEST_EXPORT, is_connected
 
 SIZE = 16 * MIB
 
@@ -176,7 +176,7 @@ class OverTcp(DiskTest):
         for daemon in (secondary, primary):
             self.addCleanup(daemon.kill)
             daemon.start()
-        primary.wait_for("connected", lambda volume: volume["replicas"][0]["connected"])
+        primary.wait_for("connected", is_connected)
         handle = self.connect(f"nbd://127.0.0.1:{guest}/{EXPORT}")
         handle.pwrite(b"t" * 3 * MIB, 1000)
         handle.flush()

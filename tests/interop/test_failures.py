@@ -8,6 +8,7 @@ import nbd
 from fixture import MIB, DiskTest, twinblock
 from harness.link import Link
 from harness.qmp import QmpError
+from harness.twinblock import is_connected
 
 SIZE = 8 * MIB
 # A replica that does not answer is given up after this time; until then the guest waits.
@@ -75,7 +76,7 @@ class FailingReplica(DiskTest):
         self.link.cut()
         self.write_on()
         self.link.mend()
-        self.pair.primary.wait_for("connected again", lambda volume: volume["replicas"][0]["connected"], PATIENCE_S)
+        self.pair.primary.wait_for("connected again", is_connected, PATIENCE_S)
         self.primary.pwrite(b"more", 0)
         self.assert_behind()
         self.assert_failover_gives_the_checkpoint()
@@ -83,7 +84,7 @@ class FailingReplica(DiskTest):
     def restart_secondary(self):
         self.pair.secondary.kill()
         self.pair.secondary.start()
-        self.pair.primary.wait_for("connected again", lambda volume: volume["replicas"][0]["connected"], PATIENCE_S)
+        self.pair.primary.wait_for("connected again", is_connected, PATIENCE_S)
 
     def test_a_replica_that_was_started_anew_is_behind_by_what_no_flush_has_covered(self):
         self.restart_secondary()
@@ -104,7 +105,7 @@ class FailingReplica(DiskTest):
         self.link.cut()
         self.pair.primary.wait_for("disconnected", lambda volume: not volume["replicas"][0]["connected"], PATIENCE_S)
         self.link.mend()
-        self.pair.primary.wait_for("connected again", lambda volume: volume["replicas"][0]["connected"], PATIENCE_S)
+        self.pair.primary.wait_for("connected again", is_connected, PATIENCE_S)
         self.assertFalse(self.pair.primary.volume()["replicas"][0]["behind"])
 
     def test_a_frozen_replica_is_left_behind(self):

@@ -6,7 +6,7 @@ import struct
 
 from fixture import MIB, PairTest
 from harness import wire
-from harness.twinblock import EXPORT, GUEST_EXPORT
+from harness.twinblock import EXPORT, GUEST_EXPORT, is_connected
 from harness.wire import Closed, Wire
 
 SEED = 20_260_101
@@ -53,7 +53,7 @@ class Hostile(PairTest):
         """Whatever was sent: both daemons are there, the pair replicates, and nobody has lost a place or a buffer."""
         handle = self.connect(self.pair.primary_uri)
         handle.pwrite(b"after all" * 1000, 12345)
-        self.pair.primary.wait_for("connected", lambda volume: volume["replicas"][0]["connected"], PATIENCE_S)
+        self.pair.primary.wait_for("connected", is_connected, PATIENCE_S)
         for path, export in self.places:
             connections = [Wire(self.directory / path, timeout_s=PATIENCE_S) for _ in range(8)]
             for connection in connections:

@@ -3,6 +3,7 @@ import nbd
 
 from fixture import MIB, DiskTest, twinblock
 from harness.qmp import QmpError
+from harness.twinblock import is_connected
 
 SIZE = 4 * MIB
 
@@ -25,7 +26,7 @@ class Lasting(DiskTest):
         twinblock("detach", name, *control)
         handle.pwrite(b"m" * 4096, MIB)
         twinblock("attach", pair.replica_uri, "--name", name, *control)
-        pair.primary.wait_for("connected again", lambda volume: volume["replicas"][0]["connected"])
+        pair.primary.wait_for("connected again", is_connected)
         self.assertTrue(self.replica(pair)["behind"])
         # The granule that it misses, and none that it has.
         self.assertEqual(self.replica(pair)["dirty_bytes"], 65536)
@@ -114,7 +115,7 @@ class TwoVolumes(DiskTest):
         }) for index in (0, 1)], start=True)
         for volume in range(2):
             self.primary.wait_for("connected", lambda _: all(
-                each["replicas"][0]["connected"] for each in self.primary.qmp.call("query-replication")["volumes"]))
+                is_connected(each) for each in self.primary.qmp.call("query-replication")["volumes"]))
         self.before = (d / "p0.raw").read_bytes()
 
     def uri(self, socket, index):

@@ -4,6 +4,7 @@ import time
 
 from fixture import MIB, DiskTest
 from harness.qmp import QmpError
+from harness.twinblock import is_connected
 
 SIZE = 1 * MIB
 VOLUMES = ("data", "log")
@@ -28,8 +29,7 @@ class NodesTest(DiskTest):
                          "control": f"unix:{self.directory}/{name}.qmp"} for name in self.STANDBYS],
         }) for volume in VOLUMES], start=True, **self.SETTINGS)
         self.primary.wait_for("connected", lambda _: all(
-            replica["connected"] for volume in self.primary.qmp.call("query-replication")["volumes"]
-            for replica in volume["replicas"]))
+            is_connected(volume) for volume in self.primary.qmp.call("query-replication")["volumes"]))
 
     def enter_standby(self, name):
         return self.enter_configured(name, [("secondary", {
@@ -62,7 +62,7 @@ class NodesTest(DiskTest):
         qmp.call("attach", volume=volume, uri=self.replica_uri(name, volume), name=f"{name}-{volume}",
                  control=f"unix:{self.directory}/{name}.qmp")
         self.primary.wait_for("behind", lambda _: any(
-            replica["name"] == f"{name}-{volume}" and replica["behind"] and replica["connected"]
+            replica["name"] == f"{name}-{volume}" and replica["behind"] and is_connected(each)
             for each in qmp.call("query-replication")["volumes"] for replica in each["replicas"]))
 
     def checkpoint(self):

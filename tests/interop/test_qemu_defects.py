@@ -9,7 +9,7 @@ from fixture import MIB, DiskTest
 from harness.link import Link
 from harness.qemu import QemuPair, QemuPrimary, QemuProcess, QemuSecondary
 from harness.qmp import QmpError
-from harness.twinblock import TwinblockPair
+from harness.twinblock import TwinblockPair, is_connected
 from nodes import Manager, NodesTest, file_node, quorum_node, secondary_node
 
 SIZE = 4 * MIB
@@ -322,7 +322,7 @@ class LostConnection(DefectTest):
             link.cut()
             self.primary.pwrite(NEW, 0)
             link.mend()
-            self.pair.primary.wait_for("connected again", lambda volume: volume["replicas"][0]["connected"], PATIENCE_S)
+            self.pair.primary.wait_for("connected again", is_connected, PATIENCE_S)
             self.primary.pwrite(NEW, 4 * BLOCK)
             self.assert_behind_and_said()
             # A stop and a start do not make it forget either.

@@ -8,7 +8,7 @@ import nbd
 from fixture import MIB, DiskTest
 from harness.qemu import QemuPrimary, QemuProcess, QemuSecondary
 from harness.qmp import QmpError
-from harness.twinblock import Daemon, EXPORT
+from harness.twinblock import Daemon, EXPORT, is_connected
 
 SIZE = 4 * MIB
 UNIT = 512
@@ -195,7 +195,7 @@ class TwinblockPrimaryQemuSecondary(Story, DiskTest):
             "--listen", f"unix:{self.directory}/primary.nbd", "--export", EXPORT])
         self.addCleanup(self.primary.kill)
         self.primary.start()
-        self.primary.wait_for("connected", lambda volume: volume["replicas"][0]["connected"])
+        self.primary.wait_for("connected", is_connected)
         self.primary_uri = f"nbd+unix:///{EXPORT}?socket={self.directory}/primary.nbd"
         self.begin()
 

@@ -5,6 +5,7 @@ import time
 import nbd
 
 from fixture import MIB
+from harness.twinblock import is_connected
 from nodes import NodesTest, file_node, quorum_node, replica_node, secondary_node, unix_address
 
 BLOCK = 4096
@@ -106,7 +107,7 @@ class Story(NodesTest):
             replica_node("r", self.directory / "secondary.nbd", "other", control=control), **{"dirty-granule": 4096}))
         self.start_server(self.primary, "primary")
         call("nbd-server-add", device="p", name="disk", writable=True, description="as named")
-        self.primary.wait_for("connected", lambda volume: volume["replicas"][0]["connected"])
+        self.primary.wait_for("connected", is_connected)
         self.primary.replicate(enable=True, primary=True)
         self.connect(self.uri("primary", "disk")).pwrite(b"n" * BLOCK, 0)
         # One act of the pair, over the control address; the secondary is known by its export's name.
@@ -191,7 +192,7 @@ class FullBuffer(NodesTest):
             replica_node("r", self.directory / "secondary.nbd", "far", control=f"unix:{self.secondary.control_path}")))
         self.start_server(self.primary, "primary")
         call("nbd-server-add", device="near", writable=True)
-        self.primary.wait_for("connected", lambda volume: volume["replicas"][0]["connected"])
+        self.primary.wait_for("connected", is_connected)
         self.primary.replicate(enable=True, primary=True)
         guest = self.connect(self.uri("primary", "near"))
         for place in range(0, self.SIZE, 16 * BLOCK):

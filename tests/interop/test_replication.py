@@ -9,6 +9,7 @@ import nbd
 
 from fixture import MIB, DiskTest, twinblock
 from harness.qmp import QmpError
+from harness.twinblock import is_connected
 
 SIZE = 4 * MIB
 HALF = SIZE // 2
@@ -419,7 +420,7 @@ class Pair(RoleTest):
         self.primary.pwrite(OWN, 0)
         self.assertEqual(self.on_disk("secondary.raw"), OLD + OLD)
         twinblock("attach", self.pair.replica_uri, "--control", control)
-        self.pair.primary.wait_for("connected again", lambda volume: volume["replicas"][0]["connected"])
+        self.pair.primary.wait_for("connected again", is_connected)
         self.assertTrue(self.pair.primary.volume()["replicas"][0]["behind"])
 
     def test_a_replica_of_another_size_is_refused(self):

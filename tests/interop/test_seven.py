@@ -13,7 +13,7 @@ import nbd
 from fixture import MIB, DiskTest
 from harness.link import Link
 from harness.qmp import QmpError
-from harness.twinblock import EXPORT
+from harness.twinblock import EXPORT, is_connected
 
 SIZE = 8 * MIB
 # Operations that the filter can fail; it knows no flush.
@@ -141,7 +141,7 @@ class SevenFailures(Faulty):
         self.assertEqual(self.guest.pread(7, 5 * MIB), b"goes on")
         self.assert_not_told("secondary")
         self.link.mend()
-        self.pair.primary.wait_for("connected again", lambda volume: volume["replicas"][0]["connected"])
+        self.pair.primary.wait_for("connected again", is_connected)
         self.assert_behind()
         self.assert_failover_gives_the_checkpoint()
 

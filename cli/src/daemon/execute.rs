@@ -409,8 +409,7 @@ impl Daemon {
             Ok(None) => return None,
             Ok(Some(NodeTrouble::Error(kind))) => StatusTrouble::Error(kind),
             Ok(Some(NodeTrouble::Behind)) => {
-                let behind = volume.replica_reports().find(|replica| replica.is_behind);
-                behind.map_or(StatusTrouble::Missing, |replica| StatusTrouble::Behind(replica.name))
+                volume.replica_behind().map_or(StatusTrouble::Missing, StatusTrouble::Behind)
             }
         };
         Some(StatusText { volume: &volume.name, trouble })
@@ -418,20 +417,21 @@ impl Daemon {
 
     /// What `query-replication` tells: everything.
     fn report(&mut self, asker: &Asker) {
-        let (managers, volumes, backend) = (&mut self.managers, &self.volumes, self.backend);
-        let id = asker.id.as_ref().map(HeldId::id);
-        managers.answer(asker.manager, |out| Self::write_report(volumes, backend, out, id));
+        let (managers, volumes, links) = (&mut self.managers, &self.volumes, &self.links);
+        let (backend, id) = (self.backend, asker.id.as_ref().map(HeldId::id));
+        managers.answer(asker.manager, |out| Self::write_report(volumes, links, backend, out, id));
     }
 
     fn write_report(
         volumes: &[super::Volume],
+        links: &super::links::Links,
         backend: Backend,
         out: &mut Outgoing<'_>,
         id: Option<Id<'_>>,
     ) -> std::fmt::Result {
         let mut report = json::ReportWriter::begin(out)?;
         for volume in volumes.iter().filter(|volume| !volume.is_vacant()) {
-            report.volume(&volume.report(), volume.replica_reports())?;
+            report.volume(&volume.report(), volume.replica_reports(links))?;
         }
         report.end_with_backend(backend.name(), id)
     }

@@ -157,6 +157,12 @@ impl Links {
         }
     }
 
+    /// Whether a question to this replica's node would be sent.
+    pub(super) fn is_up(&self, member: MemberIndex) -> bool {
+        let of = |link: &&Link| link.members.iter().any(|entry| entry.member == member);
+        self.links.iter().find(of).is_some_and(|link| matches!(link.state, State::Up { .. }))
+    }
+
     pub(super) fn next_event(&mut self) -> Option<LinkEvent> {
         self.events.pop_front()
     }

@@ -527,7 +527,7 @@ impl Daemon {
     /// A secondary's refusal: its words are kept for whoever asked.
     fn refusal_of(&mut self, member: MemberIndex, refusal: Refusal) -> Refused {
         match refusal {
-            Refusal::NoLink => Refused::TimedOut,
+            Refusal::NoLink => Refused::NoControl,
             Refusal::Said { text, is_missing } => {
                 self.pair.said = format!("replica '{}' refuses: {text}", self.member_name(member));
                 if is_missing { Refused::Missing } else { Refused::Failed }

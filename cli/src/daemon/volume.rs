@@ -19,6 +19,7 @@ use twinblock_io_posix::nbd_disk::NbdDisk;
 
 use super::cells::{PrimaryCell, SecondaryCell};
 use super::devices::{AnyDisk, ReplicaLink};
+use super::links::Links as ControlLinks;
 use crate::spec::REPLICAS_MAX;
 
 /// The links of a primary: one for each of the first places for replicas, as many as were ever used.
@@ -414,12 +415,23 @@ impl Volume {
         }
     }
 
-    pub(super) fn replica_reports(&self) -> impl Iterator<Item = ReplicaReport<'_>> {
-        self.attached().filter_map(|(index, replica)| {
+    /// The first replica that is behind, by name.
+    pub(super) fn replica_behind(&self) -> Option<&str> {
+        let is_behind = |index| self.replica(index).is_some_and(|status| status.is_behind);
+        self.attached().find(|(index, _)| is_behind(*index)).map(|(_, replica)| replica.name.as_str())
+    }
+
+    /// What is told of each; `control` are the links to their nodes.
+    pub(super) fn replica_reports<'a>(
+        &'a self,
+        control: &'a ControlLinks,
+    ) -> impl Iterator<Item = ReplicaReport<'a>> {
+        self.attached().filter_map(move |(index, replica)| {
             let status = self.replica(index)?;
             Some(ReplicaReport {
                 name: &replica.name,
                 is_connected: status.is_connected,
+                is_controlled: replica.member.map(|member| control.is_up(member)),
                 is_behind: status.is_behind,
                 dirty_bytes: status.dirty_bytes,
                 in_flight_count: u64::from(status.in_flight),

@@ -176,7 +176,8 @@ pub(crate) fn wait_for_replica(qmp: &mut Qmp, interrupted: &Interrupted) -> anyh
         let volume = status.volumes.first().context("the primary has no volume")?;
         let replica = volume.replicas.first().context("the primary has no replica")?;
         ensure!(!replica.behind, "the replica is behind before anything was written");
-        if replica.connected && volume.stage == "running" {
+        let is_reached = replica.connected && replica.control_connected != Some(false);
+        if is_reached && volume.stage == "running" {
             return Ok(());
         }
         ensure!(Instant::now() < deadline, "the primary does not reach its replica");

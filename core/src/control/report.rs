@@ -94,6 +94,8 @@ pub struct ReplicaReport<'a> {
     pub name: &'a str,
     /// Reachable now.
     pub is_connected: bool,
+    /// A control connection leads to its node now, which a checkpoint needs; `None` without a control address.
+    pub is_controlled: Option<bool>,
     /// Known to miss something.
     pub is_behind: bool,
     /// How much may be missing there.

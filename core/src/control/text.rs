@@ -62,6 +62,7 @@ impl fmt::Display for RefusalText<'_> {
             }
             Refused::NoRoom => write!(f, "volume '{v}' has no room for another replica")?,
             Refused::Unknown => write!(f, "there is no volume or replica '{v}'")?,
+            Refused::NoControl => write!(f, "volume '{v}' has no control connection to it now")?,
             Refused::TimedOut => write!(f, "volume '{v}' got no answer in time; the outcome is not known")?,
             Refused::Failed => write!(f, "the buffer of volume '{v}' could not be emptied")?,
         }
@@ -112,6 +113,7 @@ const fn remedy(refused: Refused) -> &'static str {
         Refused::Unsuitable => "serve it writable, with smaller blocks",
         Refused::NoRoom => "detach one first",
         Refused::Unknown => "see query-replication for what there is",
+        Refused::NoControl => "check its control address if this lasts, then try again",
         Refused::TimedOut => "check the peer, then try again",
         Refused::Failed => "check its device, then try again",
     }

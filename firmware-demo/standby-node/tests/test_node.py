@@ -9,8 +9,8 @@ import unittest
 
 import nbd
 
-from board import (BLOCK, DISK_AT, DISK_BYTES, EXPORT, GUEST_EXPORT, MIB, Daemon, Node, Qmp, QmpError, connect, make_card,
-                   twinblock, wait_until)
+from board import (BLOCK, DISK_AT, DISK_BYTES, EXPORT, GUEST_EXPORT, MIB, Daemon, Node, Qmp, QmpError, connect, is_connected,
+                   make_card, twinblock, wait_until)
 
 # What both partitions hold at first.
 CONTENT = random.Random(3).randbytes(64 << 10) * (DISK_BYTES // (64 << 10))
@@ -61,7 +61,7 @@ class NodeTest(unittest.TestCase):
             "--listen", f"unix:{self.folder / 'primary.nbd'}", "--export", EXPORT, "--start"])
         daemon.start()
         self.addCleanup(daemon.kill)
-        daemon.wait_for("connected", lambda volume: volume["replicas"][0]["connected"])
+        daemon.wait_for("connected", is_connected)
         return daemon
 
     def volume(self):

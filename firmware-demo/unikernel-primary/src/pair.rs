@@ -134,7 +134,7 @@ impl Pair {
             }
             ControlEvent::Answer(question, answer) => {
                 let answer = answer.map_err(|refusal| match refusal {
-                    Refusal::NoLink => Refused::TimedOut,
+                    Refusal::NoLink => Refused::NoControl,
                     Refusal::Said { is_missing: true } => Refused::Missing,
                     Refusal::Said { is_missing: false } => Refused::Failed,
                 });

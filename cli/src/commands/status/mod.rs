@@ -70,6 +70,8 @@ pub(crate) struct Replica {
     pub(crate) name: String,
     /// It can be reached now.
     pub(crate) connected: bool,
+    /// Whether its control address can be reached, if one was given: without it no checkpoint includes it.
+    pub(crate) control_connected: Option<bool>,
     /// It is known to miss something.
     pub(crate) behind: bool,
     /// How much it misses.

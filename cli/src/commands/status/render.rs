@@ -140,6 +140,9 @@ fn render_replicas(out: &mut String, replicas: &[Replica]) {
             let _ = write!(text, "  misses {}", units::bytes(replica.dirty_bytes));
         }
         let _ = write!(text, "  {} in flight", units::count(replica.in_flight));
+        if replica.connected && replica.control_connected == Some(false) {
+            let _ = write!(text, "  {}", styled(CARE, "no control connection: no checkpoint is taken"));
+        }
         line(out, if index == 0 { "replicas" } else { "" }, text);
     }
 }

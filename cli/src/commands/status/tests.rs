@@ -29,8 +29,9 @@ disk0  secondary  running
 fn a_primary_is_shown_with_its_replicas_in_columns() {
     let text = r#"{"volumes":[{"name":"disk0","role":"primary","stage":"running","epoch":3,"size_bytes":4096,
         "behind":true,"checkpoint_us":{"count":0,"p50":0,"p99":0,"max":0},"unknown":1,
-        "replicas":[{"name":"b","connected":true,"behind":false,"dirty_bytes":0,"in_flight":32},
-                    {"name":"far-away","connected":false,"behind":true,"dirty_bytes":65536,"in_flight":0}],
+        "replicas":[{"name":"b","connected":true,"control_connected":true,"behind":false,"dirty_bytes":0,"in_flight":32},
+                    {"name":"c","connected":true,"control_connected":false,"behind":false,"dirty_bytes":0,"in_flight":0},
+                    {"name":"far-away","connected":false,"control_connected":false,"behind":true,"dirty_bytes":65536,"in_flight":0}],
         "errors":{"forward":2,"primary_disk":0}}]}"#;
     let expected = "\
 disk0  primary  running  behind
@@ -38,6 +39,7 @@ disk0  primary  running  behind
   epoch        3
   checkpoints  none
   replicas     b         current  32 in flight
+               c         current  0 in flight  no control connection: no checkpoint is taken
                far-away  unreachable, behind  misses 64.0 KiB  0 in flight
   errors       forward 2
 ";

@@ -344,6 +344,9 @@ fn write_replica<W: Write>(json: &mut Emitter<'_, W>, replica: &ReplicaReport<'_
     json.open('{')?;
     json.text_member("name", replica.name)?;
     json.boolean_member("connected", replica.is_connected)?;
+    if let Some(is_controlled) = replica.is_controlled {
+        json.boolean_member("control_connected", is_controlled)?;
+    }
     json.boolean_member("behind", replica.is_behind)?;
     json.number_member("dirty_bytes", replica.dirty_bytes)?;
     json.number_member("in_flight", replica.in_flight_count)?;

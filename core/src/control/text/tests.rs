@@ -3,7 +3,7 @@ use std::format;
 use std::string::{String, ToString};
 use std::vec::Vec;
 
-const ALL: [Refused; 22] = [
+const ALL: [Refused; 23] = [
     Refused::Busy,
     Refused::BadRequest,
     Refused::Stale,
@@ -23,6 +23,7 @@ const ALL: [Refused; 22] = [
     Refused::SizeDiffers { here_bytes: 1, there_bytes: 2 },
     Refused::NoRoom,
     Refused::Unknown,
+    Refused::NoControl,
     Refused::TimedOut,
     Refused::Failed,
     Refused::Unsuitable,

@@ -21,7 +21,8 @@ pub struct NodeIndex(pub u16);
 
 /// What is offered to a [`Coordinator`]. Answers to the questions of a checkpoint that has ended ([`Output::Answer`]) are not
 /// offered: a replica may answer what the next one asks sooner. Those that were lost with a control link are offered as
-/// refused with [`Refused::TimedOut`], or not at all.
+/// refused with [`Refused::TimedOut`], or not at all; a question that no control link could take with
+/// [`Refused::NoControl`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Input {
     /// Take a checkpoint of the volumes that are enrolled.

@@ -73,8 +73,14 @@ pub(crate) fn outgoing() {
         checkpoint: None,
         errors: ErrorCounters::default(),
     };
-    let replica =
-        ReplicaReport { name: "", is_connected: false, is_behind: false, dirty_bytes: 0, in_flight_count: 0 };
+    let replica = ReplicaReport {
+        name: "",
+        is_connected: false,
+        is_controlled: Some(false),
+        is_behind: false,
+        dirty_bytes: 0,
+        in_flight_count: 0,
+    };
     if let Ok(mut report) = ReportWriter::begin(any(&mut out)) {
         see(report.volume(&any(volume), any([replica])));
         see(report.end(any(None)));

@@ -151,6 +151,7 @@ fn the_report_has_exactly_the_members_that_apply() {
     let replica = ReplicaReport {
         name: "far",
         is_connected: true,
+        is_controlled: Some(false),
         is_behind: false,
         dirty_bytes: 65536,
         in_flight_count: 7,
@@ -158,7 +159,7 @@ fn the_report_has_exactly_the_members_that_apply() {
     let value = written(|out| {
         let mut report = ReportWriter::begin(out)?;
         report.volume(&secondary, [replica])?;
-        report.volume(&primary, [replica, ReplicaReport { name: "near", ..replica }])?;
+        report.volume(&primary, [replica, ReplicaReport { name: "near", is_controlled: None, ..replica }])?;
         report.volume(&volume(Role::Primary), NO_REPLICAS)?;
         report.end(Some(Id("5")))
     })
@@ -175,14 +176,18 @@ fn the_report_has_exactly_the_members_that_apply() {
         volume.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         volume
     };
-    let replica = |name: &str| json!({"name": name, "connected": true, "behind": false, "dirty_bytes": 65536, "in_flight": 7});
+    let near =
+        json!({"name": "near", "connected": true, "behind": false, "dirty_bytes": 65536, "in_flight": 7});
+    let mut far = near.clone();
+    far["name"] = json!("far");
+    far["control_connected"] = json!(false);
     let expected = json!({"id": 5, "return": {"volumes": [
         common("secondary", json!({
             "buffer": {"size_bytes": 100, "used_bytes": 50, "policy": "break", "view": "whole", "held": 3},
             "commit": {"total_bytes": 8, "done_bytes": 4},
         })),
         common("primary", json!({
-            "replicas": [replica("far"), replica("near")],
+            "replicas": [far, near],
             "checkpoint_us": {"count": 9, "p50": 1, "p99": 2, "max": 3},
         })),
         common("primary", json!({"replicas": []})),
