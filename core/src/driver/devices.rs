@@ -33,8 +33,10 @@ impl<M: Memory + ?Sized, D: BlockDevice<M>, B: BlockDevice<M>> Devices<M> for Se
     }
 
     fn poll(&mut self, memory: &mut M) -> Option<(Device, Completion)> {
-        let from_buffer = self.buffer.poll(memory).map(|completion| (Device::Buffer, completion));
-        from_buffer.or_else(|| self.disk.poll(memory).map(|completion| (Device::Disk, completion)))
+        if let Some(completion) = self.buffer.poll(memory) {
+            return Some((Device::Buffer, completion));
+        }
+        self.disk.poll(memory).map(|completion| (Device::Disk, completion))
     }
 }
 

@@ -40,7 +40,8 @@ impl<T: Copy> Table<'_, T> {
     fn are_blockers_right(&self) -> bool {
         self.slots_in_order().enumerate().all(|(place, (_, slot))| {
             let earlier = self.slots_in_order().take(place);
-            earlier.filter(|(_, earlier)| earlier.blocks(&slot.access)).count() == usize::from(slot.blockers)
+            earlier.filter(|(_, earlier)| earlier.blocker().blocks(&slot.access)).count()
+                == usize::from(slot.blockers)
         })
     }
 

@@ -43,6 +43,19 @@ impl Access {
     }
 }
 
+/// What later entries may have to wait for.
+#[derive(Clone, Copy)]
+struct Blocker {
+    access: Access,
+    is_exempt: bool,
+}
+
+impl Blocker {
+    const fn blocks(&self, later: &Access) -> bool {
+        self.access.conflicts(later) && !(self.is_exempt && later.passes_exempt)
+    }
+}
+
 /// One place of the table, for one request in flight.
 #[derive(Clone, Copy, Debug)]
 pub struct Slot<T> {
@@ -71,9 +84,8 @@ impl<T> Slot<T> {
         is_exempt: false,
     };
 
-    /// What later entries of `access` have to wait for.
-    const fn blocks(&self, later: &Access) -> bool {
-        self.access.conflicts(later) && !(self.is_exempt && later.passes_exempt)
+    const fn blocker(&self) -> Blocker {
+        Blocker { access: self.access, is_exempt: self.is_exempt }
     }
 }
 
@@ -139,7 +151,7 @@ impl<'m, T: Copy> Table<'m, T> {
         let mut blockers = 0;
         let mut earlier = self.first;
         while let Some(slot) = self.slots.get(usize::from(earlier)) {
-            blockers += u16::from(slot.blocks(&access));
+            blockers += u16::from(slot.blocker().blocks(&access));
             earlier = slot.next;
         }
         let last = self.last;
@@ -166,24 +178,26 @@ impl<'m, T: Copy> Table<'m, T> {
     }
 
     /// Takes an entry out and queues those that waited for it alone. It must not be in the run queue.
-    pub fn remove(&mut self, index: EntryIndex) -> Option<T> {
-        let slot = self.slots.get_mut(usize::from(index.0))?;
+    pub fn remove(&mut self, index: EntryIndex) {
+        let Some(slot) = self.slots.get_mut(usize::from(index.0)) else { return };
         debug_assert!(!slot.is_queued, "O2");
-        let work = slot.work.take()?;
-        let removed = *slot;
+        if slot.work.is_none() {
+            return;
+        }
+        slot.work = None;
+        let (blocker, previous, next) = (slot.blocker(), slot.previous, slot.next);
         slot.next = self.free;
         self.free = index.0;
         self.count -= 1;
-        match self.slots.get_mut(usize::from(removed.previous)) {
-            Some(before) => before.next = removed.next,
-            None => self.first = removed.next,
+        match self.slots.get_mut(usize::from(previous)) {
+            Some(before) => before.next = next,
+            None => self.first = next,
         }
-        match self.slots.get_mut(usize::from(removed.next)) {
-            Some(after) => after.previous = removed.previous,
-            None => self.last = removed.previous,
+        match self.slots.get_mut(usize::from(next)) {
+            Some(after) => after.previous = previous,
+            None => self.last = previous,
         }
-        self.unblock(removed.next, &removed, |_| true);
-        Some(work)
+        self.unblock(next, &blocker, |_| true);
     }
 
     /// Lets later entries of the group that passes no longer wait for this one.
@@ -192,8 +206,8 @@ impl<'m, T: Copy> Table<'m, T> {
         if core::mem::replace(&mut slot.is_exempt, true) {
             return;
         }
-        let slot = Slot { is_exempt: false, ..*slot };
-        self.unblock(slot.next, &slot, |later| later.passes_exempt);
+        let (blocker, next) = (Blocker { is_exempt: false, ..slot.blocker() }, slot.next);
+        self.unblock(next, &blocker, |later| later.passes_exempt);
     }
 
     /// Undoes [`Table::exempt`]. None of the later entries that now wait again may have started.
@@ -212,7 +226,7 @@ impl<'m, T: Copy> Table<'m, T> {
         }
     }
 
-    fn unblock(&mut self, from: u16, blocker: &Slot<T>, selected: impl Fn(&Access) -> bool) {
+    fn unblock(&mut self, from: u16, blocker: &Blocker, selected: impl Fn(&Access) -> bool) {
         let mut later = from;
         while let Some(slot) = self.slots.get_mut(usize::from(later)) {
             let index = later;

@@ -186,7 +186,7 @@ impl Secondary<'_> {
             return Step::Again;
         }
         let Some(scratch) = work.scratch.or_else(|| self.take_scratch()) else { return Step::Sleep };
-        self.put(index, Work { scratch: Some(scratch), ..*work });
+        self.lend_scratch(index, scratch);
         let found = self.buffer.find(Extent::between(cursor, part.end()));
         let Spot::Slot(at) = found.spot else {
             debug_assert!(false, "nothing else moves these granules");

@@ -96,7 +96,7 @@ impl Counts {
         }
     }
 
-    pub(super) fn leave(&mut self, phase: Phase) {
+    pub(super) fn leave(&mut self, phase: &Phase) {
         self.active -= u16::from(phase.is_active());
         match phase {
             Phase::Waiting { for_keep: true } => self.waiting_for_keep -= 1,
@@ -106,7 +106,7 @@ impl Counts {
         }
     }
 
-    pub(super) fn enter(&mut self, phase: Phase) {
+    pub(super) fn enter(&mut self, phase: &Phase) {
         self.active += u16::from(phase.is_active());
         match phase {
             Phase::Waiting { for_keep: true } => self.waiting_for_keep += 1,

@@ -59,7 +59,9 @@ impl Secondary<'_> {
                 let disk = self.stage() != Stage::Running;
                 Phase::GuestFlush(GuestFlush { buffer: true, disk, failure: None })
             }
-            Op::Read(_) | Op::Status => Phase::Walk(Walk::from(work.request.extent.offset)),
+            Op::Read(_) | Op::Status => {
+                return self.step_walk(index, work, Walk::from(work.request.extent.offset));
+            }
             Op::Write { .. } | Op::WriteZeroes { .. } if self.must_wait_for_keep(work) => {
                 self.enter(index, Phase::Waiting { for_keep: true });
                 return Step::Sleep;
@@ -93,8 +95,7 @@ impl Secondary<'_> {
                 return Step::Again;
             }
         }
-        self.enter(index, Phase::Walk(walk));
-        Step::Again
+        self.step_walk(index, work, walk)
     }
 
     fn has_zeroes(&self, mut rest: Extent) -> bool {
@@ -115,8 +116,8 @@ impl Secondary<'_> {
                 return Step::Sleep;
             }
             let result = self.walked(work, &walk);
-            self.end(index, result);
-            return Step::Again;
+            self.enter(index, Phase::Finished(result));
+            return self.finish(index, work, result);
         }
         let found = self.buffer.find(rest);
         let part = Extent { offset: rest.offset, length: found.length };
@@ -134,7 +135,13 @@ impl Secondary<'_> {
             Op::Flush => None,
         };
         self.enter(index, Phase::Walk(walk));
-        output.map_or(Step::Again, Step::Emit)
+        match output {
+            Some(output @ Output::Transfer(..)) if walk.cursor >= work.request.extent.end() => {
+                Step::EmitAndSleep(output)
+            }
+            Some(output) => Step::Emit(output),
+            None => Step::Again,
+        }
     }
 
     fn read_part(&mut self, index: EntryIndex, part: Extent, spot: Spot, data: Data) -> Output {
@@ -250,6 +257,7 @@ impl Secondary<'_> {
                 if let Outcome::Status { length: limit, .. } = walk.outcome {
                     walk.outcome = Outcome::Status { is_hole, length: length.min(limit).max(1) };
                 }
+                self.enter(index, Phase::Walk(walk));
             }
             Ok(Outcome::Done) => {}
             Err(errno) => {
@@ -259,9 +267,9 @@ impl Secondary<'_> {
                 } else {
                     ErrorKind::SecondaryDisk
                 });
+                self.enter(index, Phase::Walk(walk));
             }
         }
-        self.enter(index, Phase::Walk(walk));
         if work.outstanding == 0 {
             self.table.wake(index);
         }

@@ -90,7 +90,7 @@ impl Secondary<'_> {
         let mut counts = Counts::default();
         for (_, work) in self.table.iter() {
             *counts.of(work.origin) += 1;
-            counts.enter(work.phase);
+            counts.enter(&work.phase);
         }
         counts == self.counts
     }

@@ -101,7 +101,7 @@ impl Secondary<'_> {
             }
             KeepStep::Full if work.origin == Origin::Guest => return self.refuse(index, Errno::NoSpace),
             KeepStep::Full => return self.no_slot(index, work),
-            KeepStep::Load(part) => return self.load(index, work, keep, part),
+            KeepStep::Load(part) => return self.load(index, keep, part),
             KeepStep::Ask(part) => (Device::Disk, Action::Status, part),
             KeepStep::Unzero(part) => (Device::Disk, zeroes, part),
             KeepStep::Blank(part, slot) => (Device::Buffer, zeroes, self.slots_extent(slot, part.length)),
@@ -185,14 +185,14 @@ impl Secondary<'_> {
     }
 
     /// Starts to copy; sleeps if no scratch buffer is free.
-    fn load(&mut self, index: EntryIndex, work: &Work, keep: Keep, part: Extent) -> Step {
+    fn load(&mut self, index: EntryIndex, keep: Keep, part: Extent) -> Step {
         if self.buffer.free_slots() == 0 {
             self.enter(index, keep.at(KeepStep::Full));
             return Step::Again;
         }
         let Some(scratch) = self.take_scratch() else { return Step::Sleep };
         let part = Extent { length: part.length.min(u64::from(self.config.window_bytes)), ..part };
-        self.put(index, Work { scratch: Some(scratch), ..*work });
+        self.lend_scratch(index, scratch);
         self.enter(index, keep.at(KeepStep::Load(part)));
         let data = Data { buffer: scratch, offset: 0, length: part.length as u32 };
         Step::EmitAndSleep(self.transfer(index, Device::Disk, Action::Read(data), part))

@@ -431,7 +431,8 @@ impl<'m> Secondary<'m> {
 
     /// One step of the entry at the front of the run queue.
     fn step(&mut self, index: EntryIndex) -> Step {
-        let Some(work) = self.table.get(index).copied() else { return Step::Sleep };
+        let Some(work) = self.table.get(index) else { return Step::Sleep };
+        let work = *work;
         match work.phase {
             Phase::Waiting { .. } => self.begin(index, &work),
             Phase::Held { .. } | Phase::Direct => Step::Sleep,
@@ -470,10 +471,10 @@ impl<'m> Secondary<'m> {
     /// A transfer has ended.
     fn complete(&mut self, device: Device, completion: &Completion) -> Result<(), Refused> {
         let index = self.table.find(completion.tag).ok_or(Refused::Stale)?;
-        let work = self.table.get(index).copied().ok_or(Refused::Stale)?;
+        let Some(work) = self.table.get_mut(index) else { return Err(Refused::Stale) };
         let Some(outstanding) = work.outstanding.checked_sub(1) else { return Err(Refused::Stale) };
-        let work = Work { outstanding, ..work };
-        self.put(index, work);
+        work.outstanding = outstanding;
+        let work = *work;
         match work.phase {
             Phase::Direct => self.completed_direct(index, &work, completion.result),
             Phase::Keep(keep) => self.completed_keep(index, &work, keep, device, completion.result),
@@ -502,10 +503,10 @@ impl<'m> Secondary<'m> {
     /// Moves an entry to another phase; every change of phase goes through here.
     fn enter(&mut self, index: EntryIndex, phase: Phase) {
         let Some(work) = self.table.get_mut(index) else { return };
-        let left = core::mem::replace(&mut work.phase, phase);
-        self.counts.leave(left);
-        self.counts.enter(phase);
-        let has_unlocked = matches!(left, Phase::Keep(_)) && !matches!(phase, Phase::Keep(_));
+        self.counts.leave(&work.phase);
+        self.counts.enter(&phase);
+        let has_unlocked = matches!(work.phase, Phase::Keep(_)) && !matches!(phase, Phase::Keep(_));
+        work.phase = phase;
         if has_unlocked && self.counts.waiting_for_keep != 0 {
             self.wake_where(|work| matches!(work.phase, Phase::Waiting { for_keep: true }));
         }
@@ -517,9 +518,10 @@ impl<'m> Secondary<'m> {
         self.table.wake(index);
     }
 
-    fn put(&mut self, index: EntryIndex, work: Work) {
-        if let Some(place) = self.table.get_mut(index) {
-            *place = work;
+    /// Gives an entry a scratch buffer.
+    fn lend_scratch(&mut self, index: EntryIndex, scratch: BufferIndex) {
+        if let Some(work) = self.table.get_mut(index) {
+            work.scratch = Some(scratch);
         }
     }
 
