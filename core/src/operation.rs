@@ -122,9 +122,9 @@ pub enum Event {
     Stage(Stage),
     /// A failure of this kind was met; sent at the first of its kind since the last start.
     Error(ErrorKind),
-    /// Three quarters of the buffer's slots are taken.
+    /// Three quarters of the buffer's slots are taken, or three quarters of its index.
     BufferThreeQuarters,
-    /// No slot is left; writes of the primary are held, or the view has broken.
+    /// No slot is left, or no room in the index; writes of the primary are held, or the view has broken.
     BufferFull,
     /// The guest's view has broken or was mended.
     View(View),

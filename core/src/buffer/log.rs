@@ -83,10 +83,25 @@ impl<'m> Buffer<'m> {
         self.slot_count - self.slot_next
     }
 
-    /// Whether three quarters of the slots are taken.
+    /// Runs that the index holds, of [`Buffer::index_runs_max`]: granules that lie neither in neighbouring places nor in
+    /// neighbouring slots take one each.
+    #[must_use]
+    pub const fn index_runs(&self) -> usize {
+        self.index.entry_count()
+    }
+
+    /// Runs that always fit into the index.
+    #[must_use]
+    pub const fn index_runs_max(&self) -> usize {
+        self.index.entry_capacity()
+    }
+
+    /// Whether three quarters of the slots are taken, or three quarters of the index: whichever is full first makes writes
+    /// wait.
     #[must_use]
     pub const fn is_three_quarters_full(&self) -> bool {
-        self.slot_next as u64 * 4 >= self.slot_count as u64 * 3
+        let (runs, runs_max) = (self.index_runs() as u64, self.index_runs_max() as u64);
+        self.slot_next as u64 * 4 >= self.slot_count as u64 * 3 || runs * 4 >= runs_max * 3
     }
 
     /// Forgets everything, in constant time.

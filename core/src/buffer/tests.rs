@@ -46,6 +46,20 @@ fn three_quarters_are_counted_exactly() {
 }
 
 #[test]
+fn an_index_that_is_fuller_than_the_slots_counts() {
+    let mut buffer = Buffer::new(vec![Node::EMPTY; 1].leak(), GRANULE as u32, 64 * GRANULE, 64);
+    assert_eq!(buffer.index_runs_max(), 15);
+    for run in 0..12 {
+        assert_eq!((buffer.index_runs(), buffer.is_three_quarters_full()), (run, false));
+        let granule = 2 * run as u64;
+        buffer.remember_zeroes(granules(granule, granule + 1)).unwrap();
+    }
+    assert!(buffer.is_three_quarters_full(), "twelve of fifteen");
+    buffer.clear();
+    assert!(!buffer.is_three_quarters_full());
+}
+
+#[test]
 fn bytes_are_found_where_their_granule_is_and_as_far_as_they_lie_together() {
     let mut buffer = buffer(8);
     buffer.remember(granules(2, 4), 5).unwrap();

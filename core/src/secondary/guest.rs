@@ -216,7 +216,7 @@ impl Secondary<'_> {
             }
             Spot::Zeroes => None,
             Spot::Absent if self.stage() == Stage::Running => {
-                if self.buffer.remember_zeroes(part).is_err() {
+                if self.remember_zeroes(part).is_err() {
                     walk.failure = Some(Errno::NoSpace);
                 }
                 None
@@ -236,7 +236,7 @@ impl Secondary<'_> {
             let found = self.buffer.find(rest);
             let part = Extent { offset: rest.offset, length: found.length };
             if !matches!(found.spot, Spot::Slot(_)) {
-                self.buffer.remember(part, slot).map_err(|_| Errno::NoSpace)?;
+                self.remember(part, slot).map_err(|_| Errno::NoSpace)?;
                 slot += part.length.div_ceil(self.buffer.granule_bytes()) as u32;
             }
             rest = Extent::between(part.end(), rest.end());

@@ -20,7 +20,7 @@
 use super::entry::{Origin, Phase, Work};
 use super::{Secondary, Step};
 use crate::block::Action;
-use crate::buffer::Spot;
+use crate::buffer::{Full, Spot};
 use crate::order::EntryIndex;
 use crate::{Data, Device, Errno, ErrorKind, Event, Extent, Outcome, Stage};
 
@@ -221,7 +221,7 @@ impl Secondary<'_> {
             KeepStep::Load(part) => self.loaded(index, keep, part),
             KeepStep::Store(part, slot) | KeepStep::Blank(part, slot) => {
                 self.drop_scratch(index);
-                match self.buffer.remember(part, slot) {
+                match self.remember(part, slot) {
                     Ok(()) => keep.past(part.end()),
                     Err(_) => keep.at(KeepStep::Full),
                 }
@@ -253,7 +253,7 @@ impl Secondary<'_> {
         match (work.origin, work.is_zeroes()) {
             // It will hold data in a moment; a part is one granule here.
             (Origin::Guest, false) => self.blank(keep, part),
-            _ => match self.buffer.remember_zeroes(part) {
+            _ => match self.remember_zeroes(part) {
                 Ok(()) => keep.past(part.end()),
                 Err(_) => keep.at(KeepStep::Full),
             },
@@ -284,16 +284,35 @@ impl Secondary<'_> {
         }
     }
 
-    /// Slots side by side, as many as there are up to `count`; warns the manager when the buffer fills.
+    /// Slots side by side, as many as there are up to `count`.
     pub(super) fn allocate(&mut self, count: u64) -> Option<(u32, u32)> {
         let taken = self.buffer.allocate(count).ok()?;
+        self.warn_of_filling();
+        Some(taken)
+    }
+
+    /// Notes where granules are, now that they are there.
+    pub(super) fn remember(&mut self, part: Extent, slot: u32) -> Result<(), Full> {
+        self.buffer.remember(part, slot)?;
+        self.warn_of_filling();
+        Ok(())
+    }
+
+    /// Notes that granules are zeroes.
+    pub(super) fn remember_zeroes(&mut self, part: Extent) -> Result<(), Full> {
+        self.buffer.remember_zeroes(part)?;
+        self.warn_of_filling();
+        Ok(())
+    }
+
+    /// Tells the manager, once in an epoch, that the buffer fills: its slots or its index.
+    fn warn_of_filling(&mut self) {
         if self.buffer.is_three_quarters_full()
             && let Some(running) = self.state.running_mut()
             && !core::mem::replace(&mut running.has_warned_three_quarters, true)
         {
             self.notices.event(Event::BufferThreeQuarters);
         }
-        Some(taken)
     }
 
     /// Gives an entry's scratch buffer back, if it has one, and lets those look again that wait for one.

@@ -32,6 +32,39 @@ fn a_primary_write_that_finds_no_slot_is_held_and_has_touched_nothing() {
 }
 
 #[test]
+fn an_index_that_fills_first_is_warned_of_at_three_quarters() {
+    // Every other granule, so that each takes a run of its own; the slots are far from full.
+    for origin in [PRIMARY, GUEST] {
+        let mut rig = Rig::with_disk(40 * 512, 40);
+        rig.start();
+        let capacity = rig.machine.buffer().index_runs_max() as u64;
+        let early = (capacity * 3).div_ceil(4);
+        for run in 0..early {
+            assert!(!rig.events.contains(&Event::BufferThreeQuarters), "{run} of {capacity} runs");
+            match origin {
+                PRIMARY => assert_eq!(rig.written(PRIMARY, run * 1024, b"p"), DONE),
+                _ => {
+                    let id = rig.zero(GUEST, run * 1024, 512);
+                    rig.run();
+                    assert_eq!(rig.reply(id), Some(DONE));
+                }
+            }
+        }
+        let warnings =
+            |rig: &Rig| rig.events.iter().filter(|event| **event == Event::BufferThreeQuarters).count();
+        assert_eq!((warnings(&rig), early), (1, 18));
+        rig.written(GUEST, 38 * 512, b"g").unwrap();
+        assert_eq!(warnings(&rig), 1, "once in an epoch");
+        rig.command(CHECKPOINT).unwrap();
+        rig.run();
+        for run in 0..early {
+            rig.written(PRIMARY, run * 1024, b"q").unwrap();
+        }
+        assert_eq!(warnings(&rig), 2, "and again in the next");
+    }
+}
+
+#[test]
 fn a_checkpoint_does_not_wait_for_held_writes_and_lets_them_go_in_the_next_epoch() {
     let mut rig = filled(WhenFull::Stall, 0);
     let held = rig.write(PRIMARY, 2048, b"held");

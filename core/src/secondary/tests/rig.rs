@@ -60,6 +60,15 @@ impl Rig {
 
     /// With so many places in its table, of which each port is promised four.
     pub(super) fn with_places(when_full: WhenFull, more: Capabilities, places: usize) -> Self {
+        Self::of(when_full, more, places, SIZE, SLOTS)
+    }
+
+    /// With another disk and so many slots. Its index holds 23 runs.
+    pub(super) fn with_disk(size: u64, slots: u64) -> Self {
+        Self::of(WhenFull::Stall, Capabilities::empty(), PLACES, size, slots)
+    }
+
+    fn of(when_full: WhenFull, more: Capabilities, places: usize, size: u64, slots: u64) -> Self {
         let config = Config {
             granule_bytes: GRANULE as u32,
             window_bytes: WINDOW as u32,
@@ -77,11 +86,11 @@ impl Rig {
             nodes: Box::leak(vec![Node::EMPTY; Index::nodes_for(16)].into_boxed_slice()),
             connections: Box::leak(vec![Connection::FREE; 4].into_boxed_slice()),
         };
-        let machine = Secondary::new(config, geometry(SIZE), geometry(SLOTS * GRANULE), storage).unwrap();
+        let machine = Secondary::new(config, geometry(size), geometry(slots * GRANULE), storage).unwrap();
         let mut rig = Self {
             machine,
-            disk: vec![b'd'; SIZE as usize],
-            slots: vec![b'?'; (SLOTS * GRANULE) as usize],
+            disk: vec![b'd'; size as usize],
+            slots: vec![b'?'; (slots * GRANULE) as usize],
             memory: vec![vec![b'?'; WINDOW]; usize::from(BUFFERS)],
             queue: VecDeque::new(),
             replies: Vec::new(),
