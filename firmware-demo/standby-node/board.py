@@ -10,6 +10,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from harness.process import Process, kill_all, output_of  # noqa: E402
 from harness.qmp import Qmp, QmpError  # noqa: E402
 from harness.twinblock import EXPORT, GUEST_EXPORT, Daemon, binary, free_port, is_connected  # noqa: E402
+from debugger import Debugger  # noqa: E402
 from switch import Switch  # noqa: E402
 
 MIB = 1 << 20
@@ -23,6 +24,8 @@ DISK_AT = MIB
 PARTITIONS = [(0x83, DISK_AT, DISK_BYTES), (0xda, DISK_AT + DISK_BYTES, 4 * MIB)]
 NBD_PORT = 10809
 CONTROL_PORT = 10810
+# There is nothing that could be executed.
+NOWHERE = 0xe000_0000
 
 
 class Node:
@@ -33,6 +36,7 @@ class Node:
         self.card = folder / "card.raw"
         self._image = image
         self._log = folder / "node.defmt"
+        self._debugger = folder / "debugger"
         self._folder = folder
         self.nbd_port, self.control_port = free_port(), free_port()
         self.control = f"tcp:127.0.0.1:{self.control_port}"
@@ -47,12 +51,19 @@ class Node:
         self.process = Process([
             "qemu-system-arm", "-machine", "lm3s6965evb", "-cpu", "cortex-m3", "-accel", "tcg", "-display", "none",
             "-monitor", "none", "-serial", f"file:{self._log}", "-drive", f"if=sd,format=raw,file={self.card}",
+            "-gdb", f"unix:{self._debugger},server=on,wait=off",
             "-netdev", f"{self._network},id=net", "-net", "nic,model=stellaris,netdev=net",
             "-kernel", self._image], self._folder / "emulator.log")
 
     def start(self):
         self.launch()
         wait_until("the node answers", self.status_or_none)
+
+    def derail(self):
+        """Lets the program jump to where nothing is: from the fault only the watchdog gets it out."""
+        with Debugger(self._debugger) as debugger:
+            debugger.jump(NOWHERE)
+            debugger.detach()
 
     def uri(self, export):
         return f"nbd://127.0.0.1:{self.nbd_port}/{export}"

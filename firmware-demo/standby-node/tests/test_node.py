@@ -1,4 +1,5 @@
 """One node, one card, and clients of every kind."""
+import json
 import os
 import pathlib
 import random
@@ -252,6 +253,31 @@ class Failures(NodeTest):
         time.sleep(0.2)
         self.node.process.kill()
         self.node.start()
+        self.assert_no_view_and_a_readable_card(MIB)
+
+    def test_the_watchdog_resets_a_node_that_hangs_in_mid_write_and_it_claims_no_view(self):
+        self.start()
+        handle = self.client(EXPORT)
+        handle.pwrite(b"w" * BLOCK * 8, 0)
+        write = handle.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(b"v" * 3 * MIB)), MIB)
+        while self.on_card(MIB, 512) != b"v" * 512:
+            handle.poll(1)
+        self.assertFalse(handle.aio_command_completed(write))
+        emulator = self.node.process
+        self.node.derail()
+        # It counts to zero twice, 10 s each, by the board's clock.
+        wait_until("the watchdog has reset the board", self.is_not_started, timeout_s=120)
+        self.assertTrue(self.node.process is emulator and emulator.is_alive(), "by itself")
+        self.assertNotEqual(self.on_card(MIB, 3 * MIB), b"v" * 3 * MIB, "in mid-write")
+        self.assert_no_view_and_a_readable_card(3 * MIB)
+
+    def is_not_started(self):
+        """Whether the node answers, and says that it does not replicate."""
+        status = self.node.status_or_none()
+        return status is not None and json.loads(status)["volumes"][0]["stage"] == "none"
+
+    def assert_no_view_and_a_readable_card(self, length):
+        """After a reset in the middle of a write of so many bytes "v" to MIB, with 8 blocks of "w" written before."""
         self.qmp = self.manager()
         volume = self.volume()
         self.assertEqual((volume["stage"], volume["epoch"]), ("none", 0))
@@ -260,9 +286,9 @@ class Failures(NodeTest):
         self.assertTrue(self.qmp.call("query-xen-replication-status")["error"])
         with self.assertRaises(nbd.Error):
             self.client(GUEST_EXPORT).pread(512, 0)
-        content = self.client(EXPORT).pread(2 * MIB, 0)
+        content = self.client(EXPORT).pread(MIB + length, 0)
         self.assertEqual(content[:BLOCK * 8], b"w" * BLOCK * 8)
-        for at in range(MIB, 2 * MIB, 512):
+        for at in range(MIB, MIB + length, 512):
             self.assertIn(content[at:at + 512], (b"v" * 512, CONTENT[at:at + 512]), f"torn at {at}")
         # It can be started anew, and then has a view again.
         self.start()
