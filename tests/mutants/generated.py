@@ -1,20 +1,20 @@
 """cargo-mutants over core: breaks that a program makes, a small one for each operator and each function.
 
-Nearly all are built into one program, which chooses one (switched.py); the few that cannot be are built by cargo-mutants
-itself. Each runs core's unit tests, those of its own module first; one that they miss runs the suites that are slower.
+Nearly all are built into one program, which chooses one (switched.py); the few that cannot be are built one at a time.
+Each runs core's unit tests, those of its own module first; one that they miss runs the suites that are slower.
 What no test can notice, as it changes nothing that can be seen from outside, is listed with the reason in
 equivalent.toml. A record of all outcomes is kept below the target directory; --continue adds to it, and tries again
 what was missed, so that the whole can be done in parts.
 """
 import collections
 import fnmatch
+import functools
 import json
-import re
 import subprocess
 import tomllib
 
-from switched import CARGO, Switched
-from workshop import ROOT, SUITES, Broken, Clock, Workshop, target
+from switched import CARGO, Switched, first_red
+from workshop import ROOT, SUITES, Broken, Clock, Workshop, folder_of, target
 
 HERE = ROOT / "tests" / "mutants"
 VERSION = "27.1.0"
@@ -23,9 +23,9 @@ SHARE_MIN = 0.9
 WIDER = [suite for suite in SUITES if suite not in ("core", "io-posix")]
 # A simulation takes longer than the unit tests, by this factor.
 WIDER_FACTOR = 30
-# The unit tests' random cases are as many as fit a run of some thousand breaks.
-ENVIRONMENT = {"PROPTEST_CASES": "48"}
-WORDS = {"CaughtMutant": "caught", "MissedMutant": "missed", "Timeout": "hangs", "Unviable": "unviable"}
+# What is built for one break alone is built quickly, and its tests take longer, by this factor.
+ALONE = {"CARGO_PROFILE_DEV_OPT_LEVEL": "0", "RUSTFLAGS": "--cap-lints warn -Awarnings"}
+ALONE_FACTOR = 8
 # What uses much of a module without being in it is tried with that module's tests too.
 NEAR = {"connection": ["primary::", "secondary::"], "order": ["primary::", "secondary::"]}
 
@@ -110,19 +110,34 @@ def try_switched(switched, options, record):
             save(record)
 
 
-def build_alone(names, options, record):
-    """cargo-mutants itself, for what cannot be switched."""
-    workshop = Workshop("cargo-mutants")
-    out = target() / "cargo-mutants" / "report"
-    command = ["cargo", "mutants", "--in-place", "--no-shuffle", "--package", "twinblock-core", "--cargo-arg=--lib",
-               "--config", str(HERE / "cargo-mutants.toml"), "--output", str(out), "--timeout", str(4 * options.timeout)]
-    for name in names:
-        command += ["--re", f"^{re.escape(name)}$"]
-    # Its exit code tells of breaks that were missed; those are in the table.
-    subprocess.run(command, cwd=workshop.tree, env=workshop.environment(ENVIRONMENT))
-    for outcome in json.loads((out / "mutants.out" / "outcomes.json").read_text())["outcomes"]:
-        if isinstance(outcome["scenario"], dict):
-            record[outcome["scenario"]["Mutant"]["name"]] = {"outcome": WORDS[outcome["summary"]]}
+def broken(text, one):
+    """A file with a break in it."""
+    lines = text.splitlines(keepends=True)
+    places = [sum(map(len, lines[:edge["line"] - 1])) + edge["column"] - 1
+              for edge in (one["span"]["start"], one["span"]["end"])]
+    return text[:places[0]] + one["replacement"] + text[places[1]:]
+
+
+def build_alone(breaks, options, record):
+    """What cannot be switched is built one at a time; unit tests alone."""
+    workshop = Workshop("alone")
+    arguments, more = SUITES["core"]
+    for one in breaks:
+        name, file = one["name"], workshop.tree / one["file"]
+        workshop.refresh()
+        file.write_text(broken(file.read_text(), one))
+        try:
+            program = workshop.build(["test", "--no-run", *arguments], {**more, **ALONE}, is_test=True)
+        except Broken:
+            record[name] = {"outcome": "unviable"}
+        else:
+            run = functools.partial(first_red, program, workshop.tree / folder_of("core"),
+                                    workshop.environment(more), ALONE_FACTOR * options.timeout)
+            red = run(near(name)) or run()
+            outcome = {None: "missed", "hangs": "hangs"}.get(red, "caught")
+            record[name] = {"outcome": outcome, **({"by": red} if red else {})}
+        print(f"{short(name)}: {record[name]['outcome']} ({record[name].get('by', 'nothing')})", flush=True)
+        save(record)
 
 
 def module_of(name):
@@ -178,9 +193,8 @@ def main(options):
           f"{len(switched.left)} to be built alone", flush=True)
     try:
         try_switched(switched, options, record)
-        alone = [name for name in switched.left if record.get(name, {}).get("outcome", "missed") == "missed"]
-        if alone:
-            build_alone(alone, options, record)
+        left = {name for name in switched.left if record.get(name, {}).get("outcome", "missed") == "missed"}
+        build_alone([one for one in every if one["name"] in left], options, record)
     finally:
         save(record)
     return 0 if tell(record) >= SHARE_MIN else 1

@@ -45,6 +45,35 @@ def regions(text):
     return found
 
 
+def first_red(program, package, env, seconds, names=()):
+    """Runs tests: the name of the first that was red, "hangs", or None. `seconds` of processor time, so that others may
+    work."""
+    def limit():
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_MAX_BYTES, MEMORY_MAX_BYTES))
+
+    # The random cases are as many as fit a run of some thousand breaks.
+    env = {**env, "PROPTEST_CASES": "48", "PROPTEST_DISABLE_FAILURE_PERSISTENCE": "1"}
+    child = subprocess.Popen([program, "--test-threads", "1", *names], cwd=package, env=env, stdin=subprocess.DEVNULL,
+                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, errors="replace",
+                             preexec_fn=limit)
+    # One that waits for ever takes no time of the processor.
+    clock = threading.Timer(30 * seconds, child.kill)
+    clock.start()
+    red = None
+    for line in child.stdout:
+        if line.startswith("test ") and line.rstrip().endswith("FAILED"):
+            red = line.split()[1].rsplit("::", 1)[-1]
+            child.kill()
+            break
+    child.stdout.close()
+    code = child.wait()
+    clock.cancel()
+    if red or code == 0:
+        return red
+    return "hangs" if code in (-signal.SIGXCPU, -signal.SIGKILL) else f"exit code {code}"
+
+
 class Switched:
     """A copy of the checkout with the breaks in it."""
 
@@ -122,30 +151,6 @@ class Switched:
         return self._programs[suite]
 
     def test(self, suite, number, seconds, names=()):
-        """What was red: the name of a test, "hangs", or None. `seconds` of processor time, so that others may work."""
-        def limit():
-            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-            resource.setrlimit(resource.RLIMIT_AS, (MEMORY_MAX_BYTES, MEMORY_MAX_BYTES))
-
-        _, more = SUITES[suite]
-        package = self.workshop.tree / folder_of(suite)
-        env = self.workshop.environment({**more, VARIABLE: str(number), "PROPTEST_CASES": "48",
-                                         "PROPTEST_DISABLE_FAILURE_PERSISTENCE": "1"})
-        command = [self.program(suite), "--test-threads", "1", *names]
-        child = subprocess.Popen(command, cwd=package, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                 stderr=subprocess.DEVNULL, text=True, errors="replace", preexec_fn=limit)
-        # One that waits for ever takes no time of the processor.
-        clock = threading.Timer(30 * seconds, child.kill)
-        clock.start()
-        red = None
-        for line in child.stdout:
-            if line.startswith("test ") and line.rstrip().endswith("FAILED"):
-                red = line.split()[1].rsplit("::", 1)[-1]
-                child.kill()
-                break
-        child.stdout.close()
-        code = child.wait()
-        clock.cancel()
-        if red or code == 0:
-            return red
-        return "hangs" if code in (-signal.SIGXCPU, -signal.SIGKILL) else f"exit code {code}"
+        """What was red: the name of a test, "hangs", or None."""
+        env = self.workshop.environment({**SUITES[suite][1], VARIABLE: str(number)})
+        return first_red(self.program(suite), self.workshop.tree / folder_of(suite), env, seconds, names)

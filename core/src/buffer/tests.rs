@@ -90,6 +90,8 @@ fn bytes_are_found_at_the_far_end_of_the_largest_disk() {
     buffer.remember(last, 2).unwrap();
     assert_eq!(buffer.find(last), found(Spot::Slot(1024), 2048));
     assert_eq!(buffer.next_present(0), Some(last));
+    let middle = Extent { offset: 1 << 55, length: 4 * GRANULE };
+    assert_eq!(buffer.find(middle), found(Spot::Absent, 2048));
 }
 
 #[test]

@@ -1,12 +1,20 @@
 use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, TryRecvError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use twinblock_core::block::{Action, BlockDevice, Capabilities, Completion, Tag, Transfer};
 use twinblock_core::nbd::client::ClientError;
-use twinblock_core::{BufferIndex, Data, Errno, Extent, Identity, Memory, Micros, Outcome};
+use twinblock_core::nbd::server::{
+    Export, Exports, PieceSlot, RequestSlot, ServerConfig, ServerMemory, Session,
+};
+use twinblock_core::nbd::{OutputEntry, RUN_MIN, Segment};
+use twinblock_core::{BufferIndex, Data, Errno, Extent, Identity, Memory, Micros, Outcome, Windows};
 
 use super::{LinkEvent, LinkRefusal, Mode, NbdDisk, NbdOptions};
 use crate::edge;
@@ -34,7 +42,7 @@ impl Server {
         };
         let server = Self { child, socket };
         let end = Instant::now() + Duration::from_secs(10);
-        while std::os::unix::net::UnixStream::connect(&server.socket).is_err() {
+        while UnixStream::connect(&server.socket).is_err() {
             assert!(Instant::now() < end, "{program} does not listen");
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -72,6 +80,53 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+struct One;
+
+impl Exports for One {
+    fn count(&self) -> usize {
+        1
+    }
+
+    fn export(&self, index: usize) -> Option<Export<'_>> {
+        (index == 0).then(|| Export::new("disk", SIZE))
+    }
+}
+
+/// Takes a client through the handshake as that run of a server, and cuts the connection when a word comes.
+fn serve_run(mut stream: UnixStream, run: u32, cut: &mpsc::Receiver<()>) {
+    let memory = ServerMemory {
+        requests: &mut [RequestSlot::EMPTY; 4],
+        pieces: &mut [PieceSlot::EMPTY; 4],
+        option_data: &mut [0; 4096],
+        output_bytes: &mut [0; 4096],
+        output_entries: &mut [OutputEntry::EMPTY; 8],
+    };
+    let mut session = Session::new(ServerConfig { run, ..ServerConfig::new(4096, 0) }, memory).unwrap();
+    let mut windows = [0; 4096];
+    let mut pool = Windows::new(&mut windows, 4096);
+    stream.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
+    while matches!(cut.try_recv(), Err(TryRecvError::Empty)) {
+        let mut sent = 0;
+        for segment in session.segments() {
+            let Segment::Bytes(bytes) = segment else { panic!("nothing is read") };
+            stream.write_all(bytes).unwrap();
+            sent += bytes.len();
+        }
+        session.sent(sent, &mut pool);
+        let mut bytes = [0; 4096];
+        let count = match stream.read(&mut bytes) {
+            Ok(count) => count,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => 0,
+            Err(error) => panic!("{error}"),
+        };
+        let mut at = 0;
+        while at < count {
+            at += session.receive(&bytes[at..count], &One, &mut pool);
+            while session.poll_event(&mut pool).is_some() {}
+        }
     }
 }
 
@@ -288,6 +343,32 @@ fn a_replica_fails_at_once_without_its_server_and_comes_back() {
     assert!(!bench.disk.take_restarted(), "told once");
     assert_eq!(bench.disk.modifications_sent(), 0);
     assert_eq!(bench.read(0, 512), [9; 512]);
+}
+
+#[test]
+fn a_link_that_was_only_cut_leaves_a_replica_current_and_a_new_run_of_its_server_does_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("server.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let (cut, is_cut) = mpsc::channel();
+    let (first, second) = (RUN_MIN + 7, RUN_MIN + 8);
+    let serving = thread::spawn(move || {
+        // The last two tell none.
+        for run in [first, first, second, second, 0, 0] {
+            serve_run(listener.accept().unwrap().0, run, &is_cut);
+        }
+    });
+    let uri = format!("nbd+unix:///disk?socket={}", socket.display()).parse().unwrap();
+    let mut bench = Bench::connected(&uri, replica());
+    bench.disk.take_restarted();
+    for is_new in [false, true, false, true, true] {
+        cut.send(()).unwrap();
+        assert_eq!(bench.event(), LinkEvent::Disconnected);
+        assert!(matches!(bench.event(), LinkEvent::Connected(_)));
+        assert_eq!(bench.disk.take_restarted(), is_new);
+    }
+    drop(cut);
+    serving.join().unwrap();
 }
 
 #[test]

@@ -29,9 +29,12 @@ struct Entry {
     wanted: Interest,
     /// What the system watches it for.
     watched: Interest,
+    /// The system has refused to watch it for what is wanted; a wait tells.
+    failed: Option<Errno>,
 }
 
-const UNUSED: Entry = Entry { fd: -1, token: 0, wanted: Interest::NONE, watched: Interest::NONE };
+const UNUSED: Entry =
+    Entry { fd: -1, token: 0, wanted: Interest::NONE, watched: Interest::NONE, failed: None };
 /// What the bell is reported as; no place has this number.
 const BELL: u64 = u64::MAX;
 /// How many reports one wait takes; the others come with the next one.
@@ -44,8 +47,8 @@ pub(super) struct Set {
     events: Vec<Event>,
     ready: Vec<Ready>,
     waker: Waker,
-    /// The system has refused to watch something; the next wait tells.
-    failed: Option<Errno>,
+    /// Some descriptor may have failed: the next wait looks.
+    has_failed: bool,
 }
 
 impl fmt::Debug for Set {
@@ -75,7 +78,7 @@ impl Set {
             events: Vec::with_capacity(EVENTS_MAX),
             ready: Vec::with_capacity(EVENTS_MAX),
             waker,
-            failed: None,
+            has_failed: false,
         })
     }
 
@@ -93,7 +96,7 @@ impl Set {
         let registration = Registration(u16::try_from(free).ok()?);
         self.entries[free] = Entry { fd: fd.as_raw_fd(), token, ..UNUSED };
         self.set_interest(registration, interest);
-        if self.failed.take().is_some() {
+        if self.entries[free].failed.is_some() {
             self.entries[free] = UNUSED;
             return None;
         }
@@ -121,13 +124,16 @@ impl Set {
             _ => raw::Watching::Change,
         };
         match raw::watch(&self.epoll, change, entry.fd, interest.flags().bits(), place as u64) {
-            Ok(()) => entry.watched = interest,
+            Ok(()) => (entry.watched, entry.failed) = (interest, None),
             Err(error) if interest == Interest::NONE => {
                 // It was closed, and with that taken out.
                 debug_assert!(matches!(error, Errno::BADF | Errno::NOENT), "{error}");
                 entry.watched = interest;
             }
-            Err(error) => self.failed = Some(error),
+            Err(error) => {
+                entry.failed = Some(error);
+                self.has_failed = true;
+            }
         }
     }
 
@@ -142,8 +148,11 @@ impl Set {
     pub(super) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.ready.clear();
         self.events.clear();
-        if let Some(error) = self.failed.take() {
-            return Err(io_error(error));
+        if self.has_failed {
+            if let Some(error) = self.entries.iter_mut().find_map(|entry| entry.failed.take()) {
+                return Err(io_error(error));
+            }
+            self.has_failed = false;
         }
         // What does not fit is longer than anybody waits.
         let timeout =

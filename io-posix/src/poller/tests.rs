@@ -111,3 +111,27 @@ fn a_bell_rung_before_the_wait_is_not_lost() {
         assert!(start.elapsed() < Duration::from_secs(5));
     }
 }
+
+#[test]
+fn a_descriptor_that_the_system_refuses_to_watch_is_told_by_a_wait_and_hinders_no_other() {
+    // A file can be given but not watched.
+    let file = tempfile::tempfile().unwrap();
+    let mut poller = Poller::new(4).unwrap();
+    let (mut near, far) = UnixStream::pair().unwrap();
+    assert!(poller.register(&file, Interest::READ, 1).is_none());
+    assert_eq!(wait(&mut poller), [], "whoever registered it was told");
+    let refused = [2, 3].map(|token| poller.register(&file, Interest::NONE, token).unwrap());
+    for registration in refused {
+        poller.set_interest(registration, Interest::READ);
+    }
+    poller.register(&far, Interest::READ, 4).unwrap();
+    for _ in refused {
+        let error = poller.wait(SHORT).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
+    }
+    near.write_all(b"x").unwrap();
+    assert_eq!(wait(&mut poller), [Ready { token: 4, read: true, write: false }]);
+    poller.set_interest(refused[0], Interest::WRITE);
+    poller.deregister(refused[0]);
+    assert_eq!(wait(&mut poller).len(), 1, "of what was taken out nothing is told");
+}

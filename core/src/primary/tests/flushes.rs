@@ -238,3 +238,20 @@ fn a_replica_that_was_started_anew_has_no_longer_what_the_disk_has_lost_unless_i
         assert_eq!(bench.reply(id), if has_flushed { None } else { Some(IO) });
     }
 }
+
+#[test]
+fn a_flush_after_a_replica_was_started_anew_covers_what_it_has_taken_since() {
+    let mut bench = Bench::running();
+    take(&mut bench, 3, false);
+    let id = bench.request(Op::Flush, 0, 0);
+    for (device, result) in [(Device::Disk, Ok(Outcome::Done)), (FIRST, IO), (SECOND, Ok(Outcome::Done))] {
+        bench.end(device, result);
+    }
+    assert_eq!(bench.reply(id), DONE);
+    bench.offer(Input::Restarted(0)).unwrap();
+    take(&mut bench, 5, false);
+    bench.flush();
+    bench.lose(0);
+    bench.flush();
+    assert_eq!(missing(&bench, 0), [3]);
+}

@@ -4,7 +4,7 @@ use std::{assert, assert_eq};
 
 use super::rig::{GUEST, NAME, PRIMARY, Rig, STALL_MAX};
 use crate::secondary::{Command, Input, Port};
-use crate::{ConnectionId, Errno, Outcome, Refused};
+use crate::{ConnectionId, Device, Errno, Outcome, Refused};
 
 const OTHER: ConnectionId = ConnectionId(3);
 const DONE: super::rig::Result = Ok(Outcome::Done);
@@ -159,4 +159,17 @@ fn a_connection_that_was_taken_over_leaves_a_doubt_only_if_it_ends_unclean() {
         rig.close(PRIMARY, is_clean);
         assert_eq!(rig.machine.is_behind(), !is_clean);
     }
+}
+
+#[test]
+fn what_waits_for_a_prepare_goes_on_when_the_claims_connection_closes() {
+    let mut rig = Rig::running();
+    rig.write(PRIMARY, 0, b"p");
+    rig.command(Command::Prepare { epoch: 1, claim: NAME, modifications: 1 }).unwrap();
+    rig.write(GUEST, 2048, &[b'g'; 512]);
+    let keeping = [(Device::Disk, "read", 0, 512)];
+    assert_eq!(rig.under_way(), keeping, "the guest waits for the prepare");
+    rig.close(PRIMARY, false);
+    assert_eq!(rig.answers, [Err(Refused::OtherClaim)]);
+    assert_eq!(rig.under_way()[1..], [(Device::Buffer, "write", 0, 512)]);
 }

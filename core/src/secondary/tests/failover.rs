@@ -244,3 +244,45 @@ fn with_a_request_of_the_guest_in_flight_the_commit_goes_step_by_step() {
     let paced = [(Device::Disk, "read", 0, 8), (Device::Disk, "zero", 2048, 2048)];
     assert_eq!(rig.under_way(), paced);
 }
+
+#[test]
+fn progress_is_told_once_for_each_step_on_even_if_what_a_guest_writes_takes_it_back() {
+    let mut rig = Rig::running();
+    rig.zero(GUEST, 0, 512);
+    rig.zero(GUEST, 4096, 200);
+    let id = rig.write(GUEST, 512, &[b'g'; 512]);
+    rig.command(FAILOVER).unwrap();
+    rig.events.clear();
+    rig.run();
+    assert_eq!((rig.reply(id), rig.machine.stage()), (Some(DONE), Stage::Done));
+    let told: std::vec::Vec<_> =
+        rig.events.iter().filter(|event| matches!(event, Event::CommitProgress { .. })).collect();
+    let progress = |done_bytes| Event::CommitProgress { total_bytes: 1024, done_bytes };
+    assert_eq!(told, [&progress(512), &progress(1024)]);
+}
+
+#[test]
+fn a_write_of_the_primary_whose_keep_a_failover_ends_does_nothing_more() {
+    let mut rig = Rig::running();
+    rig.zero(GUEST, 512, 512);
+    let keeping = rig.write(PRIMARY, 0, &[b'p'; 1024]);
+    assert_eq!(rig.under_way(), [(Device::Disk, "read", 0, 512)]);
+    rig.command(FAILOVER).unwrap();
+    rig.complete(0, Ok(()));
+    assert_eq!(rig.reply(keeping), Some(Err(Errno::Shutdown)));
+}
+
+#[test]
+fn a_guest_write_over_zeroes_whose_edge_is_stored_when_the_failover_begins_is_not_lost() {
+    let mut rig = Rig::running();
+    rig.zero(GUEST, 0, 1024);
+    let id = rig.write(GUEST, 0, &[b'g'; 1030]);
+    rig.complete(0, Ok(()));
+    assert_eq!(rig.under_way(), [(Device::Buffer, "write", 0, 512)], "the edge behind the zeroes");
+    rig.command(FAILOVER).unwrap();
+    rig.run();
+    assert_eq!((rig.reply(id), rig.machine.stage()), (Some(DONE), Stage::Done));
+    let mut expected = vec![b'd'; SIZE as usize];
+    expected[..1030].fill(b'g');
+    assert_eq!(rig.disk, expected);
+}

@@ -198,3 +198,16 @@ fn a_step_of_the_commit_waits_for_a_scratch_buffer_and_has_it_when_one_is_given_
     assert_eq!(rig.machine.stage(), Stage::Done);
     assert_eq!((rig.disk[0], rig.disk[2048], rig.disk[4096]), (b'g', b'g', b'g'));
 }
+
+#[test]
+fn a_write_into_a_hole_of_the_disk_leaves_zeroes_around_it() {
+    for (start, end) in [(1030, 1031), (1024, 1100), (1500, 1536), (1000, 1030), (1500, 1700)] {
+        let mut rig = Rig::with(WhenFull::Stall, Capabilities::STATUS);
+        rig.disk[1024..1536].fill(0);
+        rig.start();
+        let mut expected = rig.disk.clone();
+        rig.written(GUEST, start as u64, &vec![b'g'; end - start]).unwrap();
+        expected[start..end].fill(b'g');
+        assert_eq!(rig.view(), expected, "{start}..{end}");
+    }
+}

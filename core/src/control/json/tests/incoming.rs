@@ -63,6 +63,14 @@ fn messages_that_a_client_need_not_understand_are_passed_over() {
     ] {
         assert_incoming(message, &other);
     }
+    let full = BufferLevel::Full;
+    let unnamed = Incoming::Event(IncomingEvent::BufferFull { volume: "v", export: None, level: full });
+    for message in [
+        r#"{"event": "BUFFER_FULL", "data": {"volume": "v", "level": "full"}}"#,
+        r#"{"event": "BUFFER_FULL", "data": {"volume": "v", "export": "", "level": "full"}}"#,
+    ] {
+        assert_incoming(message, &Ok(unnamed));
+    }
     let returned = Incoming::Return { id: None, epoch: None };
     for message in [r#"{"return": []}"#, r#"{"return": {"epoch": -1}, "more": 1}"#, r#"{"return": 5}"#] {
         assert_incoming(message, &Ok(returned));

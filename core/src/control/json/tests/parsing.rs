@@ -307,3 +307,16 @@ fn every_name_that_query_commands_tells_is_a_command() {
     let distinct: std::collections::BTreeSet<_> = Command::NAMES.into_iter().collect();
     assert_eq!(distinct.into_iter().collect::<Vec<_>>().len(), Command::NAMES.len());
 }
+
+#[test]
+fn every_member_that_is_there_twice_or_not_known_is_named_however_its_name_is_written() {
+    assert_error(r#"{"execute": "quit", "id": 1, "id": 1}"#, ParseError::Repeated { name: "id" });
+    let twice = r#"{"execute": "quit", "arguments": {}, "arguments": {}}"#;
+    assert_error(twice, ParseError::Repeated { name: "arguments" });
+    let twice = r#"{"execute": "xen-colo-do-checkpoint", "arguments": {"volume": "a", "volume": "a"}}"#;
+    assert_error(twice, ParseError::Repeated { name: "volume" });
+    for name in [r#"a\"b"#, r#"\""#, r#"\\\""#] {
+        let message = format!("{{\"execute\": \"quit\", \"{name}\": 1}}");
+        assert_error(&message, ParseError::UnexpectedMember { name });
+    }
+}

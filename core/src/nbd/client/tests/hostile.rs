@@ -230,3 +230,26 @@ proptest! {
         client.talk(&noise);
     }
 }
+
+#[test]
+fn a_chunk_that_cannot_be_right_is_refused_before_its_data_comes() {
+    use wire::chunk::{BLOCK_STATUS, ERROR, ERROR_BIT, NONE, OFFSET_DATA, OFFSET_HOLE};
+    let wrong = [
+        (NONE, 1),
+        (OFFSET_DATA, 8),
+        (OFFSET_DATA, 1009),
+        (OFFSET_HOLE, 13),
+        (BLOCK_STATUS, 12),
+        (ERROR, 5),
+        (77, 10),
+        (77, 0),
+        (ERROR_BIT | 77, 5),
+    ];
+    let right = [(OFFSET_DATA, 9), (OFFSET_DATA, 1008), (OFFSET_HOLE, 12), (ERROR, 6), (ERROR_BIT, 6)];
+    let wrong = wrong.map(|chunk| (chunk, Some(ClientError::WrongReply)));
+    for ((kind, length), error) in wrong.into_iter().chain(right.map(|chunk| (chunk, None))) {
+        let (mut client, cookie) = reading(true);
+        client.receive(&wire::ChunkHeader { is_done: true, kind, cookie, length }.encode());
+        assert_eq!(client.session.error(), error, "kind {kind} of {length} bytes");
+    }
+}

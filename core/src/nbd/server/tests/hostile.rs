@@ -1,5 +1,6 @@
 use super::*;
-use crate::nbd::testing::Chance;
+use crate::nbd::testing::{Buffers, Chance};
+use crate::{BufferIndex, Data, Memory, Pool};
 use proptest::prelude::*;
 use wire::{command, option as code};
 
@@ -103,4 +104,34 @@ fn settings_that_cannot_work_are_refused() {
         let config = ServerConfig { zero_piece_bytes, ..config };
         assert_eq!(refusal(config, memory(1, 1, 512, 512)), Some(BadSetup::Window));
     }
+}
+
+/// A pool that forgets a byte of each of its buffers.
+struct Forgetful(Buffers);
+
+impl Memory for Forgetful {
+    fn bytes(&mut self, data: Data) -> Option<&mut [u8]> {
+        self.0.bytes(data)?.split_last_mut().map(|(_, rest)| rest)
+    }
+}
+
+impl Pool for Forgetful {
+    fn acquire(&mut self, length: u32) -> Option<BufferIndex> {
+        self.0.acquire(length)
+    }
+
+    fn release(&mut self, buffer: BufferIndex) {
+        self.0.release(buffer);
+    }
+}
+
+#[test]
+fn a_pool_that_gives_fewer_bytes_than_it_was_asked_for_ends_the_connection_and_nothing_else() {
+    let mut server = server(Sizes::LARGE);
+    server.talk(&[&FIXED[..], &option(code::GO, &info_data("disk", &[]))].concat());
+    let mut pool = Forgetful(Buffers::new(1, 4096));
+    let bytes = [request(command::WRITE, CommandFlags::empty(), 1, 0, 100), vec![1; 100]].concat();
+    server.session.receive(&bytes, &server.exports, &mut pool);
+    assert!(server.session.is_closed());
+    assert_eq!((server.session.in_flight(), pool.0.taken()), (0, 0));
 }
