@@ -7,12 +7,12 @@ use std::time::Instant;
 
 use twinblock_core::block::{BlockDevice, Geometry};
 use twinblock_core::control::{
-    BufferReport, CheckpointReport, CommitReport, FullPolicy, Histogram, ReplicaReport, Role, VolumeReport,
+    BufferReport, CheckpointReport, CommitReport, Histogram, ReplicaReport, Role, VolumeReport,
 };
 use twinblock_core::driver::{Emitted, Links};
 use twinblock_core::node::{Managed, MemberIndex, Operation};
 use twinblock_core::primary::{self, ReplicaStatus};
-use twinblock_core::secondary::{self, Port, Secondary, WhenFull};
+use twinblock_core::secondary::{self, Port, Secondary};
 use twinblock_core::{CommandId, ConnectionId, ErrorCounters, Identity, Micros, Refused, Request, Stage};
 use twinblock_io_posix::memory::HostPool;
 use twinblock_io_posix::nbd_disk::NbdDisk;
@@ -449,15 +449,9 @@ impl Volume {
             }),
             Machine::Secondary(cell) => cell.with_dependent(|_, driver| {
                 let machine = driver.machine();
-                let buffer = machine.buffer();
-                let report = buffer_report(machine);
-                (
-                    Role::Secondary,
-                    machine.size_bytes(),
-                    buffer.granule_bytes(),
-                    Some(report),
-                    commit_report(machine),
-                )
+                let (size_bytes, granule_bytes) = (machine.size_bytes(), machine.buffer().granule_bytes());
+                let (buffer, commit) = (BufferReport::from(machine), CommitReport::of(machine));
+                (Role::Secondary, size_bytes, granule_bytes, Some(buffer), commit)
             }),
             Machine::Vacant => (Role::Secondary, 0, 0, None, None),
         };
@@ -475,26 +469,4 @@ impl Volume {
             errors: *managed.errors(),
         }
     }
-}
-
-fn buffer_report(machine: &Secondary<'_>) -> BufferReport {
-    let buffer = machine.buffer();
-    BufferReport {
-        size_bytes: buffer.size_bytes(),
-        used_bytes: buffer.used_bytes(),
-        policy: match machine.config().when_full {
-            WhenFull::Stall => FullPolicy::Stall,
-            WhenFull::Break => FullPolicy::Break,
-        },
-        view: machine.view(),
-        held_count: u64::from(machine.held()),
-    }
-}
-
-fn commit_report(machine: &Secondary<'_>) -> Option<CommitReport> {
-    let progress = machine.progress();
-    let has_failed_over =
-        matches!(machine.stage(), Stage::Failover | Stage::FailoverFailed) || progress.total_bytes != 0;
-    let commit = CommitReport { total_bytes: progress.total_bytes, done_bytes: progress.done_bytes };
-    has_failed_over.then_some(commit)
 }

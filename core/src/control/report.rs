@@ -1,6 +1,8 @@
 //! What `query-replication` and events tell, as plain data with borrowed names.
 
 use super::Histogram;
+#[cfg(feature = "secondary")]
+use crate::secondary::{Progress, Secondary, WhenFull};
 use crate::{ErrorCounters, ErrorKind, Event, Micros, ReplicaState, Stage, View};
 
 /// What a volume is.
@@ -87,6 +89,23 @@ pub struct BufferReport {
     pub held_count: u64,
 }
 
+#[cfg(feature = "secondary")]
+impl From<&Secondary<'_>> for BufferReport {
+    fn from(machine: &Secondary<'_>) -> Self {
+        let buffer = machine.buffer();
+        Self {
+            size_bytes: buffer.size_bytes(),
+            used_bytes: buffer.used_bytes(),
+            policy: match machine.config().when_full {
+                WhenFull::Stall => FullPolicy::Stall,
+                WhenFull::Break => FullPolicy::Break,
+            },
+            view: machine.view(),
+            held_count: machine.held().into(),
+        }
+    }
+}
+
 /// A replica of a primary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplicaReport<'a> {
@@ -111,6 +130,20 @@ pub struct CommitReport {
     pub total_bytes: u64,
     /// How much of that is on the disk.
     pub done_bytes: u64,
+}
+
+impl CommitReport {
+    /// That of a secondary; `None` before a failover, and after one that had nothing to commit.
+    #[cfg(feature = "secondary")]
+    #[must_use]
+    pub const fn of(machine: &Secondary<'_>) -> Option<Self> {
+        let Progress { total_bytes, done_bytes } = machine.progress();
+        match machine.stage() {
+            Stage::Failover | Stage::FailoverFailed => Some(Self { total_bytes, done_bytes }),
+            _ if total_bytes != 0 => Some(Self { total_bytes, done_bytes }),
+            _ => None,
+        }
+    }
 }
 
 /// The memory of the process that runs the volumes, as its embedder counts it. All zeroes where nothing allocates.

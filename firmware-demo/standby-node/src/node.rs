@@ -2,10 +2,10 @@
 
 use embedded_sdmmc::SdCard;
 use twinblock_core::block::{BlockDevice, Blocking};
-use twinblock_core::control::{BufferReport, CommitReport, FullPolicy, Role, VolumeReport};
+use twinblock_core::control::{CommitReport, Role, VolumeReport};
 use twinblock_core::driver::{Driver, Emitted, SecondaryDevices};
-use twinblock_core::secondary::{Command, Input, Port, Secondary, Storage, WhenFull};
-use twinblock_core::{CommandId, ConnectionId, Identity, Micros, Refused, Request, Stage, Windows};
+use twinblock_core::secondary::{Command, Input, Port, Secondary, Storage};
+use twinblock_core::{CommandId, ConnectionId, Identity, Micros, Refused, Request, Windows};
 use twinblock_lm3s6965::card::{CardBus, CardDevice, Spin};
 use twinblock_sd::{Partition, Region};
 
@@ -136,30 +136,16 @@ impl Node {
     /// What `query-replication` tells of it.
     pub(crate) fn report(&self) -> VolumeReport<'static> {
         let machine = self.machine();
-        let buffer = machine.buffer();
-        let progress = machine.progress();
-        let has_failed_over =
-            matches!(machine.stage(), Stage::Failover | Stage::FailoverFailed) || progress.total_bytes != 0;
-        let commit = CommitReport { total_bytes: progress.total_bytes, done_bytes: progress.done_bytes };
         VolumeReport {
             name: settings::EXPORT,
             role: Role::Secondary,
             stage: machine.stage(),
             epoch: machine.epoch(),
             size_bytes: machine.size_bytes(),
-            granule_bytes: buffer.granule_bytes(),
+            granule_bytes: machine.buffer().granule_bytes(),
             is_behind: machine.is_behind(),
-            buffer: Some(BufferReport {
-                size_bytes: buffer.size_bytes(),
-                used_bytes: buffer.used_bytes(),
-                policy: match machine.config().when_full {
-                    WhenFull::Stall => FullPolicy::Stall,
-                    WhenFull::Break => FullPolicy::Break,
-                },
-                view: machine.view(),
-                held_count: machine.held().into(),
-            }),
-            commit: has_failed_over.then_some(commit),
+            buffer: Some(machine.into()),
+            commit: CommitReport::of(machine),
             checkpoint: None,
             errors: *machine.errors(),
         }
