@@ -3,9 +3,10 @@
 //! The controller keeps frames in FIFOs that are read and written word by word; the first word of a received frame holds
 //! the length in its lower half, and so does that of one to be sent. The other half is the frame's first two bytes.
 
-use smoltcp::phy::{self, DeviceCapabilities, Medium};
+use smoltcp::phy::{self, DeviceCapabilities};
 use smoltcp::time::Instant;
 use smoltcp::wire::EthernetAddress;
+use twinblock_boards::frames::{self, Received};
 
 use crate::hardware::{Device, read, write};
 
@@ -148,20 +149,7 @@ impl phy::Device for Ethernet<'_> {
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
-        let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = FRAME_BYTES_MAX;
-        capabilities
-    }
-}
-
-/// A frame that has come.
-#[derive(Debug)]
-pub struct Received<'a>(&'a [u8]);
-
-impl phy::RxToken for Received<'_> {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, work: F) -> R {
-        work(self.0)
+        frames::ethernet(FRAME_BYTES_MAX)
     }
 }
 

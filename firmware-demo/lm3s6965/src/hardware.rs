@@ -5,6 +5,8 @@
 
 use core::ptr::{addr_of, read_volatile, write_volatile};
 
+use twinblock_boards::stack::StackUse;
+
 /// Where a device's registers begin (DS-LM3S6965, "Memory Map").
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Device {
@@ -106,14 +108,10 @@ pub(crate) fn stack_bounds() -> (usize, usize) {
     (addr_of!(_stack_start) as usize, addr_of!(_stack_end) as usize)
 }
 
-/// The lowest word from `from` up to `to` that is not what the start-up code has painted the stack with.
-pub(crate) fn first_used_word(from: usize, to: usize) -> usize {
-    let mut at = from;
+/// How much of what lies from `end` up to `start` is not as the start-up code has painted it. Both are bounds of the stack.
+pub(crate) fn painted_stack(start: usize, end: usize) -> StackUse {
     // SAFETY: the caller names words of the stack, which are RAM and aligned.
-    while at < to && unsafe { read_volatile(at as *const u32) } == cortex_m_rt::STACK_PAINT_VALUE {
-        at += 4;
-    }
-    at
+    unsafe { StackUse::of_painted(start, end, cortex_m_rt::STACK_PAINT_VALUE) }
 }
 
 /// Forbids all access to `1 << size_log2` bytes from `base`, a multiple of that (ARMv7-M Architecture Reference Manual,

@@ -3,19 +3,12 @@
 //! The program's `memory.x` says where it lies, by `_stack_start` (the first address above it) and `_stack_end` (a multiple
 //! of 1 KiB), and it must lie below everything else: by itself the board does not notice an overflow.
 
+pub use twinblock_boards::stack::StackUse;
+
 use crate::hardware;
 
 /// A region of the memory protection unit can be no smaller than this here, and the guard is one region.
 const GUARD_BYTES_LOG2: u32 = 10;
-
-/// How far the stack has grown.
-#[derive(Clone, Copy, Debug)]
-pub struct StackUse {
-    /// The most that was in use since the reset, in bytes.
-    pub used_bytes: usize,
-    /// The most that may be in use, in bytes.
-    pub total_bytes: usize,
-}
 
 /// Forbids all access to the lowest 1 KiB of the stack, so that an overflow becomes a fault.
 pub fn guard_stack() {
@@ -28,5 +21,5 @@ pub fn guard_stack() {
 pub fn stack_use() -> StackUse {
     let (start, end) = hardware::stack_bounds();
     let end = end + (1 << GUARD_BYTES_LOG2);
-    StackUse { used_bytes: start - hardware::first_used_word(end, start), total_bytes: start - end }
+    hardware::painted_stack(start, end)
 }

@@ -7,6 +7,7 @@
 use core::ptr::{addr_of, read_volatile, write_volatile};
 
 use riscv::register::{Permission, Range, mie, pmpaddr0, pmpcfg0};
+use twinblock_boards::stack::StackUse;
 
 /// Where a device's registers begin ("Memory map" of the machine).
 #[derive(Clone, Copy, Debug)]
@@ -112,26 +113,22 @@ pub(crate) fn stack_bounds() -> (usize, usize) {
 }
 
 /// Fills what of the stack is below the caller's frame, from `from` on, with `paint`.
-pub(crate) fn paint_stack(from: usize, paint: u64) {
+pub(crate) fn paint_stack(from: usize, paint: u32) {
     let here = 0u64;
     // Far enough below this frame and those of what it calls.
     let to = (addr_of!(here) as usize).saturating_sub(512) & !7;
     let mut at = from;
     while at < to {
         // SAFETY: words of the stack that nobody uses: it grows down to here.
-        unsafe { write_volatile(at as *mut u64, paint) };
-        at += 8;
+        unsafe { write_volatile(at as *mut u32, paint) };
+        at += 4;
     }
 }
 
-/// The lowest word from `from` up to `to` that is not painted.
-pub(crate) fn first_used_word(from: usize, to: usize, paint: u64) -> usize {
-    let mut at = from;
+/// How much of what lies from `end` up to `start` is not as [`paint_stack`] has left it. Both are bounds of the stack.
+pub(crate) fn painted_stack(start: usize, end: usize, paint: u32) -> StackUse {
     // SAFETY: the caller names words of the stack, which are RAM and aligned.
-    while at < to && unsafe { read_volatile(at as *const u64) } == paint {
-        at += 8;
-    }
-    at
+    unsafe { StackUse::of_painted(start, end, paint) }
 }
 
 /// Forbids all access to a page from `base` on, a multiple of 4 KiB, until the reset (Privileged Architecture, "Physical

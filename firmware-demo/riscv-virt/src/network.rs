@@ -1,7 +1,8 @@
 //! The network device as a device of smoltcp.
 
-use smoltcp::phy::{self, DeviceCapabilities, Medium};
+use smoltcp::phy::{self, DeviceCapabilities};
 use smoltcp::time::Instant;
+use twinblock_boards::frames::{self, Received};
 
 use crate::devices::Transport;
 use crate::hardware::frames::{COUNT, Frame, Queues};
@@ -96,20 +97,7 @@ impl phy::Device for Network {
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
-        let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = FRAME_BYTES_MAX;
-        capabilities
-    }
-}
-
-/// A frame that has come.
-#[derive(Debug)]
-pub struct Received<'a>(&'a [u8]);
-
-impl phy::RxToken for Received<'_> {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, work: F) -> R {
-        work(self.0)
+        frames::ethernet(FRAME_BYTES_MAX)
     }
 }
 

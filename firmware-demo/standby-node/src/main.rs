@@ -75,7 +75,7 @@ impl Program {
     /// on the stack afterwards.
     #[inline(never)]
     fn build(node: &'static mut Node, ethernet: Controller, now: Micros) -> Option<&'static mut Self> {
-        let mut network = Network::open(ethernet, now);
+        let mut network = network::open(ethernet, now);
         let [first, second] = memory::CLIENTS.take();
         let clients = [Client::new(0, first, &mut network).ok()?, Client::new(1, second, &mut network).ok()?];
         let managers = memory::MANAGERS.take().each_mut().map(|memory| Manager::new(memory, &mut network));
@@ -99,7 +99,7 @@ impl Program {
 
     /// Gives everybody one turn. Whether anything was done: then there may be more.
     fn turn(&mut self, now: Micros) -> bool {
-        let mut has_worked = self.network.work(now);
+        let mut has_worked = self.network.work(now, settings::FRAMES_MAX);
         for client in &mut self.clients {
             has_worked |= client.serve(now, &self.exports, &mut self.network, self.node);
         }
@@ -160,7 +160,7 @@ impl Program {
         let stack = stack::stack_use();
         let requests = self.node.requests;
         if requests != self.reported.requests || stack.used_bytes != self.reported.stack_bytes {
-            let frames = self.network.counts();
+            let frames = self.network.device().counts();
             defmt::info!(
                 "requests {=u32}, stack {=usize} of {=usize} bytes, frames {=u32} in {=u32} out {=u32} dropped",
                 requests,

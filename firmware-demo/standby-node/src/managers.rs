@@ -7,6 +7,7 @@ use core::fmt;
 
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp;
+use twinblock_boards::network::Text;
 use twinblock_core::control::json::{
     self, ErrorClass, Framer, HeldId, Id, Negotiation, ParseError, ReportWriter,
 };
@@ -354,18 +355,6 @@ impl Manager {
 /// Bytes that may be written now.
 fn room(socket: &tcp::Socket<'_>) -> usize {
     socket.send_capacity() - socket.send_queue()
-}
-
-/// Text that goes to TCP.
-struct Text<'s, 'm>(&'s mut tcp::Socket<'m>);
-
-impl fmt::Write for Text<'_, '_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        match self.0.send_slice(text.as_bytes()) {
-            Ok(taken) if taken == text.len() => Ok(()),
-            _ => Err(fmt::Error),
-        }
-    }
 }
 
 /// The volume that a command names.

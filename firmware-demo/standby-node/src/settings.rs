@@ -68,6 +68,8 @@ pub(crate) const MANAGER_SEND: usize = 1536;
 pub(crate) const HANDSHAKE_MAX: Micros = Micros::from_ms(3000);
 /// How long the last bytes to a peer may take.
 pub(crate) const PATIENCE: Micros = Micros::from_ms(3000);
+/// Frames that are taken before others have their turn.
+pub(crate) const FRAMES_MAX: usize = 8;
 /// A peer that has been silent this long is asked whether it is there,
 pub(crate) const KEEP_ALIVE_MS: u64 = 4000;
 /// and one that does not answer for this long is not.

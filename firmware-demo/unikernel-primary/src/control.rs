@@ -4,12 +4,11 @@
 //! up. A link that is lost is made again; what was asked on it has no answer then, which the coordinator takes for a
 //! time-out.
 
-use core::fmt;
 use core::net::Ipv4Addr;
 
 use heapless::Deque;
 use smoltcp::iface::SocketHandle;
-use smoltcp::socket::tcp;
+use twinblock_boards::network::Text;
 use twinblock_core::Micros;
 use twinblock_core::control::json::{self, Framer, Incoming, IncomingEvent};
 use twinblock_core::control::{BufferLevel, Command};
@@ -269,18 +268,6 @@ impl Control {
             State::Down { retry_at } => Some(retry_at),
             State::Connecting { until } | State::Negotiating { until } => Some(until),
             State::Up | State::Closed => None,
-        }
-    }
-}
-
-/// Text that goes to TCP.
-struct Text<'s, 'm>(&'s mut tcp::Socket<'m>);
-
-impl fmt::Write for Text<'_, '_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        match self.0.send_slice(text.as_bytes()) {
-            Ok(taken) if taken == text.len() => Ok(()),
-            _ => Err(fmt::Error),
         }
     }
 }

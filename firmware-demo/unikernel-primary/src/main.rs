@@ -106,7 +106,7 @@ impl Program {
         let nic =
             devices.next(DeviceType::Network).ok_or("there is no network (-device virtio-net-device)")?;
         let nic = board::Network::open(nic, memory::FRAMES.take()).ok_or("the network does not work")?;
-        let mut network = Network::open(nic, seed, now);
+        let mut network = network::open(nic, seed, now);
         let link = Link::new(memory::LINK.take(), given.replica, identity, &mut network)
             .map_err(|_| "the link has too little memory")?;
         let control = Control::new(memory::CONTROL.take(), given.control, &mut network);
@@ -136,7 +136,7 @@ impl Program {
             let Self { volume, network, .. } = self;
             clock::sleep_until(until.0, || {
                 volume.acknowledge_interrupt();
-                network.acknowledge_interrupt();
+                network.device_mut().acknowledge_interrupt();
             });
         }
     }
@@ -162,7 +162,7 @@ impl Program {
 
     /// Gives everybody one turn. Whether anything was done: then there may be more.
     fn turn(&mut self, now: Micros) -> bool {
-        let mut has_worked = self.network.work(now);
+        let mut has_worked = self.network.work(now, settings::FRAMES_MAX);
         has_worked |= self.volume.service_link(now, &mut self.network);
         while let Some(event) = self.volume.link().poll_event() {
             self.link_changed(event, now);
@@ -273,7 +273,7 @@ impl Program {
             || counts.failed != self.reported.counts.failed;
         if is_new && self.volume.machine().stage() != Stage::None {
             let Counts { acknowledged, durable, read, failed } = counts;
-            let (requests, frames) = (self.volume.requests, self.network.counts());
+            let (requests, frames) = (self.volume.requests, self.network.device().counts());
             let misses = replica.map_or(0, |(_, dirty_bytes)| dirty_bytes);
             self.reported.counts = counts;
             say(format_args!(

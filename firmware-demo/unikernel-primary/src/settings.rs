@@ -58,6 +58,8 @@ pub(crate) const REQUEST_MAX: Micros = Micros::from_ms(10_000);
 pub(crate) const START_PATIENCE: Micros = Micros::from_ms(5000);
 /// A checkpoint that takes longer is given up.
 pub(crate) const CHECKPOINT_MAX: Micros = Micros::from_ms(2000);
+/// Frames that are taken before others have their turn.
+pub(crate) const FRAMES_MAX: usize = 16;
 /// A peer that has been silent this long is asked whether it is there,
 pub(crate) const KEEP_ALIVE_MS: u64 = 1000;
 /// and one that does not answer for this long is not.
