@@ -316,7 +316,8 @@ class Failures(NodeTest):
         with open(self.node.card, "r+b") as card:
             card.write(bytes(512))
         self.node.launch()
-        time.sleep(2)
+        wait_until("the log tells why there is no node",
+                   lambda: any("no node: Partitions" in line for line in self.node.log(os.environ["DECODER"])))
         self.assertIsNone(self.node.status_or_none())
         self.assertTrue(self.node.process.is_alive())
 

@@ -155,6 +155,19 @@ fn the_status_of_another_context_says_nothing_of_holes() {
     }
 }
 
+#[test]
+fn a_status_of_more_than_a_million_extents_is_refused() {
+    let most = 4 + (8 << 20);
+    for (length, error) in [(most, None), (most + 8, Some(ClientError::WrongReply))] {
+        let mut client = capable();
+        client.submit(Action::Status, extent(0, 1024));
+        let (request, _) = client.request();
+        let (kind, cookie) = (wire::chunk::BLOCK_STATUS, request.cookie);
+        client.receive(&wire::ChunkHeader { is_done: true, kind, cookie, length }.encode());
+        assert_eq!(client.session.error(), error);
+    }
+}
+
 /// A whole conversation as a server would have it, with a read, a write and a status.
 fn script() -> Vec<u8> {
     let mut bytes = greeting().to_vec();
@@ -241,11 +254,13 @@ fn a_chunk_that_cannot_be_right_is_refused_before_its_data_comes() {
         (OFFSET_HOLE, 13),
         (BLOCK_STATUS, 12),
         (ERROR, 5),
+        (ERROR, 8193),
         (77, 10),
         (77, 0),
         (ERROR_BIT | 77, 5),
     ];
-    let right = [(OFFSET_DATA, 9), (OFFSET_DATA, 1008), (OFFSET_HOLE, 12), (ERROR, 6), (ERROR_BIT, 6)];
+    let right =
+        [(OFFSET_DATA, 9), (OFFSET_DATA, 1008), (OFFSET_HOLE, 12), (ERROR, 6), (ERROR, 8192), (ERROR_BIT, 6)];
     let wrong = wrong.map(|chunk| (chunk, Some(ClientError::WrongReply)));
     for ((kind, length), error) in wrong.into_iter().chain(right.map(|chunk| (chunk, None))) {
         let (mut client, cookie) = reading(true);

@@ -206,3 +206,19 @@ fn only_whole_names_of_contexts_are_chosen_and_only_known_ones_are_listed() {
         assert_eq!(replies, [(option_reply::ACK, vec![])], "{query}");
     }
 }
+
+#[test]
+fn the_longest_status_waits_until_there_is_room_for_all_of_it() {
+    let mut server = opened(Sizes::SMALL, disk(), true);
+    server.ram.disk.chunks_mut(64).enumerate().for_each(|(at, part)| part.fill((at % 2) as u8));
+    for cookie in 0..23 {
+        server.receive(&request(code::FLUSH, NONE, cookie, 0, 0));
+    }
+    let before = 23 * 16;
+    assert_eq!(waiting_bytes(&server), before);
+    server.receive(&request(code::BLOCK_STATUS, NONE, 99, 0, 4096));
+    assert_eq!(waiting_bytes(&server), before, "eight bytes too few are left");
+    let heard = answers(&server.talk(&[]), &[]);
+    assert_eq!(heard.last().map(|(cookie, answer)| (*cookie, answer.extents.len())), Some((99, 16)));
+    server.assert_idle();
+}
