@@ -1,8 +1,10 @@
 use twinblock_core::block::{Action, BlockDevice, Tag, Transfer};
 use twinblock_core::{BufferIndex, Data, Errno, Extent, Memory, Outcome};
 
-use super::Ram;
+use super::{AHEAD_BYTES, PART_BYTES, Ram};
 use crate::memory::{HostPool, PoolSizes};
+use crate::poller::Poller;
+use crate::workers::Workers;
 
 const SIZE: u64 = (1 << 20) + 100;
 
@@ -87,4 +89,26 @@ fn a_full_queue_refuses_until_it_is_polled() {
     assert_eq!(taken, super::QUEUE_MAX);
     assert!(bench.ram.poll(&mut bench.pool).is_some());
     assert!(bench.ram.submit(transfer, &mut bench.pool).is_ok());
+}
+
+#[test]
+fn the_memory_of_the_next_part_is_asked_for_once_and_before_the_present_one_is_full() {
+    let waker = Poller::new(1).unwrap().waker();
+    let workers = Workers::start(1, &waker).unwrap();
+    let mut ram = Ram::new(7 << 20).unwrap().beside(&workers);
+    let first = ram.unasked;
+    assert!((1..=PART_BYTES).contains(&first));
+    ram.look_ahead(first - AHEAD_BYTES.min(first));
+    assert_eq!(ram.unasked, first, "there is still room enough");
+    for _ in 0..2 {
+        ram.look_ahead(first - AHEAD_BYTES.min(first) + 1);
+        assert_eq!(ram.unasked, first + PART_BYTES);
+    }
+    for end in [first + PART_BYTES, 7 << 20, 7 << 20, 7 << 20] {
+        ram.look_ahead(end);
+    }
+    assert!(ram.unasked >= 7 << 20 && ram.unasked <= (7 << 20) + PART_BYTES, "not beyond the end");
+    // The helpers finish what they were given.
+    drop(workers);
+    assert!(ram.mapping.bytes_mut().iter().all(|byte| *byte == 0));
 }
