@@ -8,21 +8,30 @@ use twinblock_core::{Errno, Extent, Memory, Outcome};
 
 use crate::errno::{errno_of, io_error};
 use crate::memory::HostPool;
-use crate::raw::Mapping;
+use crate::raw::{Growing, Mapping};
+use crate::workers::{Handle, Workers};
 
 /// Completions held until they are polled.
 const QUEUE_MAX: usize = 128;
 const PAGE_BYTES: usize = 4096;
 /// Zeroing shorter ranges by hand is quicker than a system call and the page faults that follow it.
 const DISCARD_BYTES_MIN: usize = 4 * PAGE_BYTES;
+/// A large page; memory is taken in such parts.
+const PART_BYTES: usize = 2 << 20;
+/// Memory for the next part is taken when less than so much of the present one is left: at 60,000 writes of 4 KiB in a
+/// second that is 4 ms before, and taking it lasts 0.1 to 3 ms.
+const AHEAD_BYTES: usize = PART_BYTES / 2;
 
 /// A disk in anonymous memory. Parts that were never written take no space, and zeroed pages are given back. Every
 /// transfer completes at once.
 #[derive(Debug)]
 pub struct Ram {
-    mapping: Mapping,
+    mapping: Growing,
     size_bytes: u64,
     done: VecDeque<Completion>,
+    helpers: Option<Handle>,
+    /// From here on nobody was asked to take the memory.
+    unasked: usize,
 }
 
 impl Ram {
@@ -38,7 +47,33 @@ impl Ram {
         let mut mapping = Mapping::new(length.ok_or_else(too_large)?).map_err(io_error)?;
         // A buffer fills up from its start on: one fault for 2 MiB instead of one for each 4 KiB that is kept.
         mapping.prefer_large_pages();
-        Ok(Self { mapping, size_bytes, done: VecDeque::with_capacity(QUEUE_MAX) })
+        let mapping = Growing::new(mapping);
+        // The first part is taken as it is written: an idle buffer shall occupy nothing.
+        let unasked = match mapping.to_multiple_of(PART_BYTES, 0) {
+            0 => PART_BYTES,
+            rest => rest,
+        };
+        let done = VecDeque::with_capacity(QUEUE_MAX);
+        Ok(Self { mapping, size_bytes, done, helpers: None, unasked })
+    }
+
+    /// Has a helper thread take the memory shortly before it is written for the first time: the system zeroes it, and on a
+    /// virtual machine may have to get it from its host, and every request in flight would wait for that.
+    #[must_use]
+    pub fn beside(mut self, workers: &Workers) -> Self {
+        self.helpers = Some(workers.handle());
+        self
+    }
+
+    /// Something was written up to `end`; what is written next lies behind it.
+    fn look_ahead(&mut self, end: usize) {
+        if end + AHEAD_BYTES <= self.unasked || self.unasked as u64 >= self.size_bytes {
+            return;
+        }
+        if let Some(helpers) = &self.helpers {
+            helpers.occupy(self.mapping.part(self.unasked, PART_BYTES));
+        }
+        self.unasked += PART_BYTES;
     }
 
     fn run(&mut self, transfer: &Transfer, memory: &mut HostPool) -> Result<Outcome, Errno> {
@@ -59,6 +94,7 @@ impl Ram {
                 let bytes =
                     memory.shared(data).filter(|bytes| bytes.len() == here.len()).ok_or(Errno::Invalid)?;
                 here.copy_from_slice(bytes);
+                self.look_ahead(end);
             }
             Action::WriteZeroes { .. } => self.zero(start, end)?,
             Action::Flush => {}

@@ -30,7 +30,7 @@ pub(crate) struct Mapping {
 }
 
 // SAFETY: a mapping belongs to the process, not to a thread, and `Mapping` has no interior access of its own: whoever
-// makes references to its bytes answers for them (`bytes_mut` by `&mut self`, `Arena` by its leases).
+// makes references to its bytes answers for them (`Growing` by `&mut self`, `Arena` by its leases).
 unsafe impl Send for Mapping {}
 // SAFETY: as above; `&Mapping` alone gives access to no byte.
 unsafe impl Sync for Mapping {}
@@ -54,22 +54,62 @@ impl Mapping {
         // SAFETY: the range is the mapping, and the advice changes neither what its bytes are nor who may use them.
         let _ = unsafe { madvise(self.base.as_ptr().cast::<c_void>(), self.length, Advice::LinuxHugepage) };
     }
+}
 
-    /// All bytes. Only for mappings that are not an arena's (those are behind an `Arc`, which gives no `&mut`).
-    pub(crate) const fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: the mapping is `length` bytes long, readable and writable, initialised by the kernel, and `&mut self`
-        // is the only way to its bytes.
-        unsafe { slice::from_raw_parts_mut(self.base.as_ptr(), self.length) }
+/// A mapping of one owner, parts of which other threads may take the memory for.
+#[derive(Debug)]
+pub(crate) struct Growing(Arc<Mapping>);
+
+impl Growing {
+    pub(crate) fn new(mapping: Mapping) -> Self {
+        Self(Arc::new(mapping))
+    }
+
+    /// All bytes.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: the mapping is `length` bytes long, readable and writable, initialised by the kernel, and `&mut self` is
+        // the only way to its bytes: it was handed in whole, and parts of it give access to none.
+        unsafe { slice::from_raw_parts_mut(self.0.base.as_ptr(), self.0.length) }
     }
 
     /// Gives whole pages back: they read as zeroes afterwards and take no space.
     pub(crate) fn discard(&mut self, start: usize, length: usize) -> Result<(), Errno> {
-        if start.checked_add(length).is_none_or(|end| end > self.length) {
+        if start.checked_add(length).is_none_or(|end| end > self.0.length) {
             return Err(Errno::INVAL);
         }
         // SAFETY: the range lies within the mapping, `&mut self` excludes references to it, and a private anonymous
         // mapping reads as zeroes after MADV_DONTNEED.
-        unsafe { madvise(self.base.as_ptr().add(start).cast::<c_void>(), length, Advice::LinuxDontNeed) }
+        unsafe { madvise(self.0.base.as_ptr().add(start).cast::<c_void>(), length, Advice::LinuxDontNeed) }
+    }
+
+    /// Whole pages of it, to take the memory for.
+    pub(crate) fn part(&self, start: usize, length: usize) -> Part {
+        let start = start.min(self.0.length);
+        Part { mapping: Arc::clone(&self.0), start, length: length.min(self.0.length - start) }
+    }
+
+    /// How far it is from `start` to the next address that is a multiple of `unit`, a power of two; 0 if that is one.
+    pub(crate) fn to_multiple_of(&self, unit: usize, start: usize) -> usize {
+        (self.0.base.as_ptr() as usize).wrapping_add(start).wrapping_neg() & (unit - 1)
+    }
+}
+
+/// Pages that the owner of their mapping will use soon.
+#[derive(Debug)]
+pub(crate) struct Part {
+    mapping: Arc<Mapping>,
+    start: usize,
+    length: usize,
+}
+
+impl Part {
+    /// Has the system take the memory now, which changes no byte, so that the owner need not wait for it later.
+    pub(crate) fn occupy(&self) -> Result<(), Errno> {
+        // SAFETY: the part lies within the mapping, which lives; no byte is read or changed.
+        unsafe {
+            let first = self.mapping.base.as_ptr().add(self.start).cast::<c_void>();
+            madvise(first, self.length, Advice::LinuxPopulateWrite)
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The fixed set of helper threads that run file operations which may block.
 //!
-//! All disks share it. Jobs are of three classes, and each class may occupy only so many threads that one of a better
+//! All disks share it, and buffers in memory. Jobs are of three classes, and each class may occupy only so many threads that one of a better
 //! class always finds one: a flush that takes seconds keeps neither writes nor reads from going on, and writes that
 //! wait for it keep no read from going on. Nothing is allocated per job.
 
@@ -11,6 +11,7 @@ use std::thread::{self, JoinHandle};
 
 use crate::disk::{Job, Queue as DiskQueue, Queues};
 use crate::poller::Waker;
+use crate::raw::Part;
 
 /// How many helper threads are enough for one daemon: one stays free for reads, one for reads and writes, two may
 /// flush.
@@ -113,16 +114,29 @@ impl Drop for Workers {
 pub(crate) struct Handle(Arc<Queue>);
 
 impl Handle {
+    /// Has a helper take the memory for some pages, unless they have too much to do.
+    pub(crate) fn occupy(&self, part: Part) {
+        let state = self.0.lock();
+        if !state.is_ending && state.waiting_count < JOBS_MAX {
+            self.push(state, Class::Slow, Task::Memory(part));
+        }
+    }
+
     /// Gives a job to the helpers; back, and why, if they do not take it.
     pub(crate) fn submit(&self, class: Class, job: Job) -> Result<(), (Job, NotTaken)> {
-        let mut state = self.0.lock();
+        let state = self.0.lock();
         if state.is_ending {
             return Err((job, NotTaken::Ending));
         }
         if state.waiting_count >= JOBS_MAX {
             return Err((job, NotTaken::Full));
         }
-        state.waiting[class as usize].push_back(job);
+        self.push(state, class, Task::Disk(job));
+        Ok(())
+    }
+
+    fn push(&self, mut state: MutexGuard<'_, State>, class: Class, task: Task) {
+        state.waiting[class as usize].push_back(task);
         state.waiting_count += 1;
         // A thread that was called and has not yet awoken will find this job too.
         let call = state.idle > state.called;
@@ -133,8 +147,15 @@ impl Handle {
         if call {
             self.0.more.notify_one();
         }
-        Ok(())
     }
+}
+
+/// What a helper does.
+#[derive(Debug)]
+enum Task {
+    Disk(Job),
+    /// Nobody waits for the end of it.
+    Memory(Part),
 }
 
 #[derive(Debug)]
@@ -176,7 +197,7 @@ impl Limits {
 
 #[derive(Debug)]
 struct State {
-    waiting: [VecDeque<Job>; 3],
+    waiting: [VecDeque<Task>; 3],
     waiting_count: usize,
     /// Threads at work, by class.
     running: [usize; 3],
@@ -195,7 +216,7 @@ impl Queue {
     fn work(&self) {
         let mut state = self.lock();
         loop {
-            if let Some((class, job)) = self.next(&mut state) {
+            if let Some((class, task)) = self.next(&mut state) {
                 state.running[class as usize] += 1;
                 // A job that could not run when it came may be able to now, and its thread is asleep.
                 let call = state.idle > state.called && self.next_class(&state).is_some();
@@ -206,8 +227,14 @@ impl Queue {
                 if call {
                     self.more.notify_one();
                 }
-                job.run();
-                self.waker.wake();
+                match task {
+                    Task::Disk(job) => {
+                        job.run();
+                        self.waker.wake();
+                    }
+                    // A system that cannot (Linux before 5.14) takes it when it is used.
+                    Task::Memory(part) => drop(part.occupy()),
+                }
                 state = self.lock();
                 state.running[class as usize] -= 1;
             } else if state.is_ending && state.waiting_count == 0 {
@@ -224,11 +251,11 @@ impl Queue {
     }
 
     /// The next job that may run, the best class first.
-    fn next(&self, state: &mut State) -> Option<(Class, Job)> {
+    fn next(&self, state: &mut State) -> Option<(Class, Task)> {
         let class = self.next_class(state)?;
-        let job = state.waiting[class as usize].pop_front()?;
+        let task = state.waiting[class as usize].pop_front()?;
         state.waiting_count -= 1;
-        Some((class, job))
+        Some((class, task))
     }
 
     fn next_class(&self, state: &State) -> Option<Class> {

@@ -249,7 +249,7 @@ impl Stores {
                          a file"
                     )
                 })?;
-                Ok(AnyBuffer::Memory(Box::new(ram)))
+                Ok(AnyBuffer::Memory(Box::new(ram.beside(&self.workers))))
             }
             BufferPlace::Path(path) => {
                 let options =

@@ -37,7 +37,9 @@ mod token;
 mod volume;
 
 use std::io::Read;
+use std::mem;
 use std::os::unix::net::UnixStream;
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tracing::{debug, error, info, warn};
@@ -137,6 +139,8 @@ struct Daemon {
     rest_at: Micros,
     /// A volume has done something since its memory was given back.
     has_worn: bool,
+    /// A client or a manager was answered in this turn.
+    has_answered: bool,
     /// A manager's message, and room for its names without escapes.
     message: (Vec<u8>, Vec<u8>),
     /// Dropped last: disks give their work to its helpers.
@@ -158,6 +162,10 @@ impl Daemon {
     fn serve(&mut self) -> Result<(), Failure> {
         loop {
             let has_more = self.turn();
+            if mem::take(&mut self.has_answered) && has_more && self.is_taking_over() {
+                // The commit leaves its processor to nobody for milliseconds, and whoever was answered may have to run on it.
+                thread::yield_now();
+            }
             if self.has_ended() {
                 // The last answers may not have been handed to the system.
                 let _ = self.poller.wait(Some(Duration::ZERO));
@@ -293,15 +301,21 @@ impl Daemon {
                 Emitted::Reply(reply) if reply.id.0 >= OWN_REQUESTS => {
                     self.flushed(volume, reply.result.is_ok());
                 }
-                Emitted::Reply(reply) => self.clients.reply(reply, &mut self.pool),
+                Emitted::Reply(reply) => {
+                    self.has_answered = true;
+                    self.clients.reply(reply, &mut self.pool);
+                }
                 Emitted::Notice(Notice::Close(connection)) => {
                     self.clients.close(connection, self.now, &mut self.volumes, &mut self.pool);
                 }
-                Emitted::Notice(Notice::Answer(command, result)) => match self.jobs.answered(command) {
-                    Waiting::Job { job, volume } => self.answered(job, volume, result),
-                    Waiting::Barrier { volume } => self.barrier_answered(volume, result),
-                    Waiting::Pair { .. } | Waiting::Nobody => {}
-                },
+                Emitted::Notice(Notice::Answer(command, result)) => {
+                    self.has_answered = true;
+                    match self.jobs.answered(command) {
+                        Waiting::Job { job, volume } => self.answered(job, volume, result),
+                        Waiting::Barrier { volume } => self.barrier_answered(volume, result),
+                        Waiting::Pair { .. } | Waiting::Nobody => {}
+                    }
+                }
                 Emitted::Notice(Notice::Event(event)) => self.tell(volume, event),
             }
         }

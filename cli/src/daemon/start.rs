@@ -91,6 +91,7 @@ impl Daemon {
             backend,
             rest_at: REST,
             has_worn: false,
+            has_answered: false,
             message: Default::default(),
             poller,
             stores,

@@ -414,8 +414,8 @@ impl<'m> Index<'m> {
     /// Maps the granules from `first` on to `place`, whatever was there before; [`Place::Absent`] forgets them. `count`
     /// granules, and slots from `place` on, must exist: neither granules nor slots go beyond their numbers' range.
     ///
-    /// Descends the tree a fixed number of times, and once for each run that lies in the range as a whole. Runs that
-    /// go on into each other become one. Needs no entry to forget or replace whole runs, otherwise
+    /// Descends the tree once if the range was empty and does not go on into a run behind it; otherwise a fixed number of
+    /// times, and once for each run that lies in the range as a whole. Runs that go on into each other become one. Needs no entry to forget or replace whole runs, otherwise
     /// [`Index::ENTRIES_PER_SET`] at most.
     ///
     /// # Errors
@@ -431,6 +431,9 @@ impl<'m> Index<'m> {
             Place::Slot(_) => return Err(Full),
         };
         let end = first.checked_add(u64::from(count)).ok_or(Full)?;
+        if let Some(set) = new.and_then(|entry| self.set_in_gap(entry)) {
+            return set;
+        }
         let plan = self.plan(first, end, new);
         let added = usize::from(plan.new.is_some()) + usize::from(plan.right.is_some());
         if self.entry_count + added > self.entry_capacity + plan.removed {

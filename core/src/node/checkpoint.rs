@@ -155,6 +155,8 @@ pub struct Coordinator<'m> {
     state: State,
     timeout: Micros,
     missing: Option<MemberIndex>,
+    /// It was told something since it had nothing more to do: most polls find nothing, and need not look at every place.
+    has_news: bool,
 }
 
 impl<'m> Coordinator<'m> {
@@ -163,7 +165,7 @@ impl<'m> Coordinator<'m> {
     pub fn new(volumes: &'m mut [Volume], members: &'m mut [Member], timeout: Micros) -> Self {
         volumes.fill(Volume::FREE);
         members.fill(Member::FREE);
-        Self { volumes, members, state: State::Idle, timeout, missing: None }
+        Self { volumes, members, state: State::Idle, timeout, missing: None, has_news: false }
     }
 
     /// Whether a checkpoint is under way.
@@ -178,6 +180,7 @@ impl<'m> Coordinator<'m> {
     /// [`Refused::NoRoom`].
     pub fn add_member(&mut self, volume: VolumeIndex, node: NodeIndex) -> Result<MemberIndex, Refused> {
         let free = self.members.iter().position(|member| member.0.is_none()).ok_or(Refused::NoRoom)?;
+        self.has_news = true;
         let state = MemberState {
             volume,
             node,
@@ -192,6 +195,7 @@ impl<'m> Coordinator<'m> {
 
     /// Takes a replica out.
     pub fn remove_member(&mut self, member: MemberIndex) {
+        self.has_news = true;
         if let Some(place) = self.members.get_mut(usize::from(member.0)) {
             place.0 = None;
         }
@@ -200,6 +204,7 @@ impl<'m> Coordinator<'m> {
     /// The control link to a replica was lost: its epoch is asked for anew, before the next checkpoint if it takes part in
     /// one: what it has prepared it is told to commit.
     pub fn forget_epoch(&mut self, member: MemberIndex) {
+        self.has_news = true;
         if let Some(state) = self.member_mut(member) {
             if state.step.takes_part() {
                 state.is_epoch_doubtful = true;
@@ -217,6 +222,7 @@ impl<'m> Coordinator<'m> {
         if self.is_busy() {
             return Err(Refused::InProgress);
         }
+        self.has_news = true;
         let place = self.volumes.get_mut(usize::from(volume.0)).ok_or(Refused::NoRoom)?;
         place.0 = if is_in { VolumeStep::Raise } else { VolumeStep::Out };
         Ok(())
@@ -241,6 +247,7 @@ impl<'m> Coordinator<'m> {
 
     /// Gives up what has taken too long, or hurries it. Work is bounded by the number of volumes and members.
     pub fn handle_timeout(&mut self, now: Micros) {
+        self.has_news = true;
         if let State::Barrier(running) = &mut self.state
             && !running.is_urgent
             && running.hurry_at <= now
@@ -260,6 +267,7 @@ impl<'m> Coordinator<'m> {
     /// # Errors
     /// [`Refused::InProgress`] to another begin, [`Refused::Stale`] to an answer that nothing was asked for.
     pub fn handle_input(&mut self, now: Micros, input: Input) -> Result<(), Refused> {
+        self.has_news = true;
         match (input, self.state) {
             (Input::Begin { .. }, state) if !matches!(state, State::Idle) => Err(Refused::InProgress),
             (Input::Begin { command, is_urgent }, _) => {
@@ -368,6 +376,15 @@ impl<'m> Coordinator<'m> {
 
     /// The next thing to do. Work is bounded by the number of volumes and the square of that of members.
     pub fn poll_output(&mut self) -> Option<Output> {
+        if !self.has_news {
+            return None;
+        }
+        let output = self.next_output();
+        self.has_news = output.is_some();
+        output
+    }
+
+    fn next_output(&mut self) -> Option<Output> {
         loop {
             if let Some(member) = self.missing.take() {
                 return Some(Output::Missing(member));

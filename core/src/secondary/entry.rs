@@ -71,6 +71,16 @@ impl Work {
         matches!(self.phase, Phase::Waiting { .. } | Phase::Held { .. })
     }
 
+    /// Whether it waits for a scratch buffer; it takes one as soon as it is stepped and there is one.
+    pub(super) const fn wants_scratch(&self) -> bool {
+        let is_loading = match self.phase {
+            Phase::Keep(keep) => keep.wants_scratch(),
+            Phase::Commit(CommitStep::Load { .. }) => true,
+            _ => false,
+        };
+        is_loading && self.outstanding == 0 && self.scratch.is_none()
+    }
+
     pub(super) const fn is_modification(&self) -> bool {
         self.request.op.is_modification()
     }

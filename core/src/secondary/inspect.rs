@@ -25,6 +25,7 @@ impl Secondary<'_> {
             errors: self.errors,
             counts: self.counts,
             scratch_free: self.scratch_free,
+            is_short_of_scratch: self.is_short_of_scratch,
             progress: self.progress,
             notices: self.notices.copied(),
             now: self.now,
@@ -112,12 +113,13 @@ impl Hash for Secondary<'_> {
             errors,
             counts,
             scratch_free,
+            is_short_of_scratch,
             progress,
             notices,
             now,
         } = self;
         (table, buffer, connections).hash(state);
         (stage, pending, epoch, errors, counts).hash(state);
-        (scratch_free, progress, notices, now).hash(state);
+        (scratch_free, is_short_of_scratch, progress, notices, now).hash(state);
     }
 }

@@ -22,7 +22,7 @@ use super::{Secondary, Step};
 use crate::block::Action;
 use crate::buffer::{Full, Spot};
 use crate::order::EntryIndex;
-use crate::{Data, Device, Errno, ErrorKind, Event, Extent, Outcome, Stage};
+use crate::{BufferIndex, Data, Device, Errno, ErrorKind, Event, Extent, Outcome, Stage};
 
 /// Where a keep stands. Extents are whole granules, but for the end of the disk. A step is to be done while nothing is
 /// outstanding, and under way while its transfer is.
@@ -67,7 +67,7 @@ impl Keep {
         Phase::Keep(Self { rest: Extent::between(offset, self.all.end()), step: KeepStep::Find, ..self })
     }
 
-    /// Whether it waits for a scratch buffer.
+    /// Whether its next transfer goes into a scratch buffer.
     pub(super) const fn wants_scratch(&self) -> bool {
         matches!(self.step, KeepStep::Load(_))
     }
@@ -315,17 +315,34 @@ impl Secondary<'_> {
         }
     }
 
-    /// Gives an entry's scratch buffer back, if it has one, and lets those look again that wait for one.
+    pub(super) fn take_scratch(&mut self) -> Option<BufferIndex> {
+        let free = self.scratch_free.trailing_zeros();
+        if free >= 64 {
+            self.is_short_of_scratch = true;
+            return None;
+        }
+        self.scratch_free &= !(1 << free);
+        Some(BufferIndex(self.config.scratch_first.0 + free as u16))
+    }
+
+    /// Lets the first entry that waits for a scratch buffer take one. Those that had something to do have done it, so
+    /// that one is woken for each buffer and not all for the first.
+    pub(super) fn wake_for_scratch(&mut self) -> bool {
+        if !self.is_short_of_scratch || self.scratch_free == 0 {
+            return false;
+        }
+        let waiting = self.table.iter().find(|(_, work)| work.wants_scratch()).map(|(index, _)| index);
+        self.is_short_of_scratch = waiting.is_some();
+        if let Some(index) = waiting {
+            self.table.wake(index);
+        }
+        waiting.is_some()
+    }
+
+    /// Gives an entry's scratch buffer back, if it has one. Whoever waits for one is woken when the run queue is empty.
     pub(super) fn drop_scratch(&mut self, index: EntryIndex) {
-        let Some(scratch) = self.table.get_mut(index).and_then(|work| work.scratch.take()) else { return };
-        let was_empty = self.scratch_free == 0;
-        self.give_scratch(scratch);
-        if was_empty {
-            self.wake_where(|work| match work.phase {
-                Phase::Keep(keep) => work.outstanding == 0 && keep.wants_scratch(),
-                Phase::Commit(_) => work.outstanding == 0,
-                _ => false,
-            });
+        if let Some(scratch) = self.table.get_mut(index).and_then(|work| work.scratch.take()) {
+            self.scratch_free |= 1 << (scratch.0 - self.config.scratch_first.0);
         }
     }
 }

@@ -51,8 +51,8 @@ use crate::connection::Connections;
 use crate::operation::Notices;
 use crate::order::{Access, EntryIndex, Table};
 use crate::{
-    BufferIndex, CommandId, ConnectionId, Device, Errno, ErrorCounters, ErrorKind, Event, Extent, Identity,
-    Micros, Outcome, Output, Refused, Reply, Request, Stage, View,
+    CommandId, ConnectionId, Device, Errno, ErrorCounters, ErrorKind, Event, Extent, Identity, Micros,
+    Outcome, Output, Refused, Reply, Request, Stage, View,
 };
 use entry::{Origin, Phase};
 use state::State;
@@ -163,6 +163,8 @@ pub struct Secondary<'m> {
     errors: ErrorCounters,
     counts: Counts,
     scratch_free: u64,
+    /// An entry may be waiting for a scratch buffer.
+    is_short_of_scratch: bool,
     progress: Progress,
     notices: Notices,
     now: Micros,
@@ -221,6 +223,7 @@ impl<'m> Secondary<'m> {
             errors: ErrorCounters::default(),
             counts: Counts::default(),
             scratch_free: u64::MAX >> (64 - u32::from(config.scratch_count)),
+            is_short_of_scratch: false,
             progress: Progress::default(),
             notices: Notices::default(),
             now: Micros::default(),
@@ -325,7 +328,7 @@ impl<'m> Secondary<'m> {
                 return Some(Output::Notice(notice));
             }
             let Some(index) = self.table.front() else {
-                if self.end_barrier() || self.start_commit() {
+                if self.wake_for_scratch() || self.end_barrier() || self.start_commit() {
                     continue;
                 }
                 return None;
@@ -530,19 +533,6 @@ impl<'m> Secondary<'m> {
             self.notices.event(Event::Error(kind));
         }
         self.errors.record(kind);
-    }
-
-    fn take_scratch(&mut self) -> Option<BufferIndex> {
-        let free = self.scratch_free.trailing_zeros();
-        if free >= 64 {
-            return None;
-        }
-        self.scratch_free &= !(1 << free);
-        Some(BufferIndex(self.config.scratch_first.0 + free as u16))
-    }
-
-    fn give_scratch(&mut self, scratch: BufferIndex) {
-        self.scratch_free |= 1 << (scratch.0 - self.config.scratch_first.0);
     }
 
     /// Wakes every entry that matches.

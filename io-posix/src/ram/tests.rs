@@ -1,8 +1,10 @@
 use twinblock_core::block::{Action, BlockDevice, Tag, Transfer};
 use twinblock_core::{BufferIndex, Data, Errno, Extent, Memory, Outcome};
 
-use super::Ram;
+use super::{AHEAD_BYTES, PART_BYTES, Ram};
 use crate::memory::{HostPool, PoolSizes};
+use crate::poller::Poller;
+use crate::workers::Workers;
 
 const SIZE: u64 = (1 << 20) + 100;
 
@@ -87,4 +89,29 @@ fn a_full_queue_refuses_until_it_is_polled() {
     assert_eq!(taken, super::QUEUE_MAX);
     assert!(bench.ram.poll(&mut bench.pool).is_some());
     assert!(bench.ram.submit(transfer, &mut bench.pool).is_ok());
+}
+
+#[test]
+fn the_memory_of_the_next_part_is_asked_for_once_and_before_the_present_one_is_full() {
+    let waker = Poller::new(1).unwrap().waker();
+    let workers = Workers::start(1, &waker).unwrap();
+    let size = 9 << 20;
+    let mut ram = Ram::new(size as u64).unwrap().beside(&workers);
+    // The first may be short: parts begin where large pages do.
+    assert!((1..=PART_BYTES).contains(&ram.unasked));
+    ram.look_ahead(ram.unasked);
+    let second = ram.unasked;
+    ram.look_ahead(second - AHEAD_BYTES);
+    assert_eq!(ram.unasked, second, "there is room enough");
+    for _ in 0..2 {
+        ram.look_ahead(second - AHEAD_BYTES + 1);
+        assert_eq!(ram.unasked, second + PART_BYTES);
+    }
+    for _ in 0..10 {
+        ram.look_ahead(size);
+    }
+    assert!((size..size + PART_BYTES).contains(&ram.unasked), "not beyond the end");
+    // The helpers finish what they were given.
+    drop(workers);
+    assert!(ram.mapping.bytes_mut().iter().all(|byte| *byte == 0));
 }

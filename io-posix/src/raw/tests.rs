@@ -4,11 +4,11 @@ use rustix::io::Errno;
 use twinblock_core::buffer::index::{Index, Place};
 use twinblock_core::{BufferIndex, Data};
 
-use super::{Arena, Lend, Mapping, ofd_is_locked, ofd_lock_shared, ofd_unlock, unused_nodes};
+use super::{Arena, Growing, Lend, Mapping, ofd_is_locked, ofd_lock_shared, ofd_unlock, unused_nodes};
 
 #[test]
 fn discarded_pages_read_as_zeroes() {
-    let mut mapping = Mapping::new(3 * 4096).unwrap();
+    let mut mapping = Growing::new(Mapping::new(3 * 4096).unwrap());
     mapping.bytes_mut().fill(7);
     mapping.discard(4096, 4096).unwrap();
     let bytes = mapping.bytes_mut();
@@ -16,6 +16,31 @@ fn discarded_pages_read_as_zeroes() {
     assert!(bytes[4096..8192].iter().all(|byte| *byte == 0));
     assert!(bytes[8192..].iter().all(|byte| *byte == 7));
     assert_eq!(mapping.discard(8192, 8192), Err(Errno::INVAL));
+}
+
+/// How many of the pages from there on take memory.
+fn resident(mapping: &mut Growing, start: usize, length: usize) -> usize {
+    let bytes = &mut mapping.bytes_mut()[start..start + length];
+    let mut pages = vec![0_u8; length / 4096];
+    // SAFETY: the range is whole pages of a mapping that lives, and there is a byte for each of them.
+    let told = unsafe { libc::mincore(bytes.as_mut_ptr().cast(), length, pages.as_mut_ptr()) };
+    assert_eq!(told, 0);
+    pages.iter().filter(|page| **page & 1 != 0).count()
+}
+
+#[test]
+fn memory_that_is_taken_ahead_changes_nothing_and_a_part_ends_with_its_mapping() {
+    let mut mapping = Growing::new(Mapping::new(4 * 4096).unwrap());
+    mapping.bytes_mut()[4096..8192].fill(7);
+    assert_eq!(resident(&mut mapping, 8192, 8192), 0);
+    let part = mapping.part(4096, 2 * 4096);
+    std::thread::spawn(move || part.occupy().unwrap()).join().unwrap();
+    assert_eq!((resident(&mut mapping, 4096, 8192), resident(&mut mapping, 12288, 4096)), (2, 0));
+    assert!(mapping.bytes_mut()[4096..8192].iter().all(|byte| *byte == 7));
+    assert!(mapping.bytes_mut()[8192..].iter().all(|byte| *byte == 0));
+    mapping.part(8192, 1 << 20).occupy().unwrap();
+    assert_eq!(resident(&mut mapping, 8192, 8192), 2);
+    assert_eq!(mapping.part(1 << 20, 4096).occupy(), Ok(()));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! How the tree changes: one run in, one run out, nodes split and merged on the way back up.
 
-use super::{ENTRIES_MAX, ENTRIES_MIN, Entry, Index, LEVELS_MAX, NONE, Node, Path, Step, ZEROES};
+use super::{ENTRIES_MAX, ENTRIES_MIN, Entry, Full, Index, LEVELS_MAX, NONE, Node, Path, Step, ZEROES};
 
 impl Index<'_> {
     /// An empty one where there is none, which is not asked for.
@@ -99,17 +99,56 @@ impl Index<'_> {
         }
     }
 
-    /// Adds a run that overlaps none, and for which there is room.
-    pub(super) fn insert(&mut self, run: Entry) {
-        self.count_granules(&run, true);
-        self.entry_count += 1;
+    /// What [`Index::set`] mostly does, with a single descent, since what is far apart in a large tree is not in the
+    /// processor's cache: a run that overlaps none joins the one before it or is added. `None` if it overlaps one or the run
+    /// behind goes on where it ends; nothing was changed then.
+    pub(super) fn set_in_gap(&mut self, run: Entry) -> Option<Result<(), Full>> {
         if self.root == NONE {
-            self.root = self.take_node();
-            self.insert_into(self.root, 0, run);
-            return;
+            return None;
         }
         let path = self.path_to(run.first);
-        let (mut entry, mut shift, mut way) = (run, 0, path.as_slice());
+        let leaf = path.last()?;
+        let node = self.node(leaf.node);
+        let before = leaf.position.checked_sub(1).map(|position| node.entry(position));
+        let after = match node.entries().get(leaf.position) {
+            Some(entry) => Some(*entry),
+            None if node.next == NONE => None,
+            None => Some(self.node(node.next).entry(0)),
+        };
+        if before.is_some_and(|entry| entry.end() > run.first)
+            || after.is_some_and(|entry| entry.first < run.end() || run.joined(&entry).is_some())
+        {
+            return None;
+        }
+        if let Some(joined) = before.and_then(|entry| entry.joined(&run)) {
+            let position = leaf.position - 1;
+            *self.node_mut(leaf.node)?.entries.get_mut(position)? = joined;
+            self.count_granules(&run, true);
+        } else if self.entry_count < self.entry_capacity {
+            self.insert_along(&path, run);
+        } else {
+            return Some(Err(Full));
+        }
+        Some(Ok(()))
+    }
+
+    /// Adds a run that overlaps none, and for which there is room.
+    pub(super) fn insert(&mut self, run: Entry) {
+        if self.root != NONE {
+            let path = self.path_to(run.first);
+            return self.insert_along(&path, run);
+        }
+        self.count_granules(&run, true);
+        self.entry_count += 1;
+        self.root = self.take_node();
+        self.insert_into(self.root, 0, run);
+    }
+
+    /// The same, where the way to its leaf is known.
+    fn insert_along(&mut self, path: &[Step], run: Entry) {
+        self.count_granules(&run, true);
+        self.entry_count += 1;
+        let (mut entry, mut shift, mut way) = (run, 0, path);
         while let Some((step, above)) = way.split_last() {
             let position = step.position + shift;
             let split = self.insert_into(step.node, position, entry);

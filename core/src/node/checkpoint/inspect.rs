@@ -24,6 +24,7 @@ impl Coordinator<'_> {
             state: self.state,
             timeout: self.timeout,
             missing: self.missing,
+            has_news: self.has_news,
         })
     }
 }
@@ -31,7 +32,7 @@ impl Coordinator<'_> {
 /// Settings are left out, as they do not change. Coordinators with equal hashes that were made alike go on alike.
 impl Hash for Coordinator<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let Self { volumes, members, state: step, timeout: _, missing } = self;
-        (volumes, members, step, missing).hash(state);
+        let Self { volumes, members, state: step, timeout: _, missing, has_news } = self;
+        (volumes, members, step, missing, has_news).hash(state);
     }
 }
