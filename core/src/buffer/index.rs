@@ -415,8 +415,8 @@ impl<'m> Index<'m> {
     /// granules, and slots from `place` on, must exist: neither granules nor slots go beyond their numbers' range.
     ///
     /// Descends the tree once if the range was empty and does not go on into a run behind it; otherwise a fixed number of
-    /// times, and once for each run that lies in the range as a whole. Runs that go on into each other become one. Needs no entry to forget or replace whole runs, otherwise
-    /// [`Index::ENTRIES_PER_SET`] at most.
+    /// times, and once for each run that lies in the range as a whole. Runs that go on into each other become one. Needs no
+    /// entry to forget or replace whole runs, otherwise [`Index::ENTRIES_PER_SET`] at most.
     ///
     /// # Errors
     /// [`Full`]: nothing was changed.

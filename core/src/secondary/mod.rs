@@ -51,8 +51,8 @@ use crate::connection::Connections;
 use crate::operation::Notices;
 use crate::order::{Access, EntryIndex, Table};
 use crate::{
-    CommandId, ConnectionId, Device, Errno, ErrorCounters, ErrorKind, Event, Extent, Identity, Micros,
-    Outcome, Output, Refused, Reply, Request, Stage, View,
+    BufferIndex, CommandId, ConnectionId, Device, Errno, ErrorCounters, ErrorKind, Event, Extent, Identity,
+    Micros, Outcome, Output, Refused, Reply, Request, Stage, View,
 };
 use entry::{Origin, Phase};
 use state::State;
