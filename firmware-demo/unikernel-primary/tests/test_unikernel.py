@@ -116,11 +116,13 @@ class Replicated(UnikernelTest):
         replica = self.secondary()
         machine = self.connected(f"{replica.settings} rate=2000")
         machine.wait_for_count("acknowledged", 1000)
+        promised = machine.checkpoints()[-1][0]
+        machine.wait_for_count("acknowledged", promised + 1)
         machine.kill()
         twinblock("stop", "--control", replica.control)
         found = look_at(replica.disk.read_bytes())
         self.assertGreaterEqual(found.count, machine.count("acknowledged"))
-        self.assertGreater(found.count, machine.checkpoints()[-1][0])
+        self.assertGreater(found.count, promised)
 
     def test_a_replica_that_is_lost_does_not_stop_it_and_is_behind_when_it_is_back(self):
         replica = self.secondary()
