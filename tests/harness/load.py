@@ -11,14 +11,15 @@ KINDS = ["read", "write", "fua", "zero", "trim", "flush", "status"]
 
 
 class Load:
-    """Asks over `handles` in turns, at most `depth` requests at a time on each; a request that fails raises."""
+    """Asks over `handles` in turns, at most `depth` requests at a time on each; a request that fails raises. `area` is the
+    part of the disk that is used, its offset and length: all of it, unless said otherwise."""
 
-    def __init__(self, handles, seed=1, depth=16, lengths=LENGTHS):
+    def __init__(self, handles, seed=1, depth=16, lengths=LENGTHS, area=None):
         self._handles = handles
         self._random = random.Random(seed)
         self._depth = depth
         self._lengths = lengths
-        self._size = handles[0].get_size()
+        self._first, self._size = area or (0, handles[0].get_size())
         content = self._random.randbytes(max(lengths))
         self._payloads = [nbd.Buffer.from_bytearray(bytearray(content[:length])) for length in lengths]
         self._room = [nbd.Buffer(length) for length in lengths]
@@ -54,7 +55,7 @@ class Load:
         place = self._random.randrange(len(self._lengths))
         length = self._lengths[place]
         unit = 512 if length < 4096 else 4096
-        offset = self._random.randrange((self._size - length) // unit) * unit
+        offset = self._first + self._random.randrange((self._size - length) // unit) * unit
 
         def done(error):
             if error.value:
