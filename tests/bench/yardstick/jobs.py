@@ -14,9 +14,9 @@ READ, WRITE = "read", "write"
 
 def fio(uri, rw, block, depth, seed, bytes_max=None, seconds=None, size=None, offset=0, jobs=1):
     """Requests per second, latencies and the like of one run of fio with its NBD engine: so many `jobs`, each over a
-    connection of its own, which share what is to be done."""
+    connection of its own, which share what is to be done: each has a part of the `size` bytes, which must be given then."""
     limit = [f"--io_size={bytes_max // jobs}"] if bytes_max else ["--time_based", f"--runtime={seconds}"]
-    limit += [f"--size={size}"] if size else []
+    limit += [f"--size={size // jobs}", f"--offset_increment={size // jobs}"] if size else []
     limit += [f"--offset={offset}"] if offset else []
     limit += [f"--numjobs={jobs}", "--group_reporting"] if jobs > 1 else []
     out = output_of(["fio", "--name=job", "--ioengine=nbd", f"--uri={uri}", f"--rw={rw}", f"--bs={block}",
