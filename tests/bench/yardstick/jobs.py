@@ -2,6 +2,7 @@
 import filecmp
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import nbd
 
@@ -58,6 +59,22 @@ class Fio(Job):
     def work(self, running, options, seed):
         amount = max(int(options.write * MIB * self.share) // MIB, 1) * MIB
         return fio(self.uri(running), self.rw, self.block, self.depth, seed, bytes_max=amount)
+
+
+class Checkpointed(Job):
+    """Random writes for some seconds, with a checkpoint of the pair each second while they are in flight."""
+
+    SECONDS = 3
+
+    def work(self, running, options, seed):
+        with ThreadPoolExecutor(max_workers=1) as executor:
+            writes = executor.submit(fio, self.uri(running), "randwrite", "4k", 32, seed, seconds=self.SECONDS)
+            count = 0
+            while not wait([writes], timeout=1).done:
+                running.checkpoint()
+                count += 1
+            require(count >= self.SECONDS - 1, f"{count} checkpoints in {self.SECONDS} seconds")
+            return writes.result()
 
 
 class Epochs(Job):

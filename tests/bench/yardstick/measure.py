@@ -1,4 +1,5 @@
 """Runs: fresh disks, a system over them, its jobs one after the other, and what became of it."""
+import os
 import pathlib
 import re
 import shutil
@@ -20,6 +21,22 @@ def resident_kib(process):
     return int(re.search(r"^VmRSS:\s+(\d+)", status, re.MULTILINE).group(1))
 
 
+def in_turns(cases, rounds):
+    """Each case in each round, with the round's number. Each round another one begins, so that none always follows the
+    same."""
+    for number in range(rounds):
+        turn = number % len(cases)
+        for case in cases[turn:] + cases[:turn]:
+            yield number, case
+
+
+def fill(path, size):
+    """A file of that many MiB of random bytes; holes would make the old content too cheap to keep."""
+    with open(path, "wb") as file:
+        for _ in range(size):
+            file.write(os.urandom(MIB))
+
+
 class Bench:
     """All runs of one call of the program."""
 
@@ -31,11 +48,8 @@ class Bench:
         self.calls = {system.name: {} for system in systems}
 
     def run(self):
-        for number in range(self.options.rounds):
-            # Each round another one begins, so that none always follows the same.
-            turn = number % len(self.systems)
-            for system in self.systems[turn:] + self.systems[:turn]:
-                self.run_one(system, seed=number + 1)
+        for number, system in in_turns(self.systems, self.options.rounds):
+            self.run_one(system, seed=number + 1)
         if not self.options.no_calls:
             for system in self.systems:
                 self.count_calls(system)

@@ -32,6 +32,11 @@ def median_of(runs, figure):
     return statistics.median(run[figure] for run in runs)
 
 
+def medians_of(runs):
+    """The median of each figure that all runs have."""
+    return {figure: median_of(runs, figure) for figure in runs[0]}
+
+
 def ratios(ours, theirs, figure):
     """How many times better, round by round: runs of one round stand beside each other in time."""
     _, _, more_is_better = FIGURES.get(figure, ("", "", False))

@@ -15,12 +15,14 @@ BACKENDS = {"posix": "posix", "uring": "io-uring"}
 
 
 class Twinblock(TwinblockPair):
-    """Its disk buffer is its own memory, with room for every granule of the disk, as that of QEMU's pair has no bound."""
+    """Its disk buffer has room for every granule of the disk, as that of QEMU's pair has no bound, and is its own memory
+    unless it is given a file. What else the daemons are told: `both`, and the primary alone."""
 
-    def __init__(self, directory, disk_bytes, backend, granule, tcp=False):
-        chosen = ["--backend", BACKENDS[backend]]
-        super().__init__(directory, buffer="memory", buffer_bytes=disk_bytes, tcp=tcp, primary_arguments=chosen,
+    def __init__(self, directory, disk_bytes, backend, granule, tcp=False, buffer="memory", both=(), primary=()):
+        chosen = ["--backend", BACKENDS.get(backend, backend), *both]
+        super().__init__(directory, buffer=buffer, buffer_bytes=disk_bytes, tcp=tcp, primary_arguments=[*chosen, *primary],
                          secondary_arguments=[*chosen, "--granule", granule])
+        self._is_in_memory = buffer == "memory"
         self._buffered_bytes = 0
 
     def daemons(self):
@@ -28,6 +30,8 @@ class Twinblock(TwinblockPair):
 
     def buffered_bytes(self):
         """Memory of the secondary that its buffer takes: its pages stay, however little it holds later."""
+        if not self._is_in_memory:
+            return 0
         self._buffered_bytes = max(self._buffered_bytes, self.secondary.volume()["buffer"]["used_bytes"])
         return self._buffered_bytes
 
