@@ -268,11 +268,11 @@ fn pool(places: u16, secondaries: usize) -> Result<HostPool, Failure> {
         let sum = usize::from(shared) + usize::from(places) + secondaries * usize::from(kept);
         u16::try_from(sum).map_err(|_| too_many(places, secondaries))
     };
-    let sizes = PoolSizes {
-        small_count: sum(SMALL_BUFFERS, REPLICATION_SMALL)?,
-        large_count: sum(LARGE_BUFFERS, kept_large)?,
-        ..PoolSizes::default()
-    };
+    let (small_count, large_count) =
+        (sum(SMALL_BUFFERS, REPLICATION_SMALL)?, sum(LARGE_BUFFERS, kept_large)?);
+    // Both are numbered together.
+    small_count.checked_add(large_count).ok_or_else(|| too_many(places, secondaries))?;
+    let sizes = PoolSizes { small_count, large_count, ..PoolSizes::default() };
     let mut pool = HostPool::new(sizes)
         .map_err(|error| Failure::Refused(format!("cannot take memory for requests: {error}")))?;
     pool.keep(places, secondaries, guarantee);
@@ -307,4 +307,22 @@ fn new_identity() -> std::io::Result<Identity> {
     let mut bytes = [0; 16];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
     Ok(Identity(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_secondaries_than_there_can_be_buffers_for_are_refused_with_what_to_do() {
+        // 219 need more buffers of both sizes together, 300 more small ones.
+        for secondaries in [219, 300] {
+            let refused = pool(249, secondaries).expect_err("refused").to_string();
+            assert!(
+                refused.starts_with(&format!("{secondaries} secondaries and 249 connections")),
+                "{refused}"
+            );
+            assert!(refused.ends_with("share them out among several daemons"), "{refused}");
+        }
+    }
 }
