@@ -39,6 +39,18 @@ fn holes_are_told_from_the_buffer_first_and_then_from_the_disk_if_that_knows() {
 }
 
 #[test]
+fn the_parts_of_a_read_are_under_way_side_by_side() {
+    let mut rig = Rig::running();
+    rig.written(GUEST, 512, &[b'g'; 512]).unwrap();
+    let data = rig.place(1536);
+    let id = rig.request(GUEST, Op::Read(data), 0, 1536);
+    let parts = [(Device::Disk, 0), (Device::Buffer, 0), (Device::Disk, 1024)];
+    assert_eq!(rig.under_way(), parts.map(|(device, offset)| (device, "read", offset, 512)));
+    rig.run();
+    assert_eq!((rig.reply(id), rig.bytes(data)[512]), (DONE, b'g'));
+}
+
+#[test]
 fn what_is_fresh_around_a_slot_that_is_taken_gets_slots_of_its_own() {
     let mut rig = Rig::running();
     rig.written(GUEST, 512, &[b'm'; 512]).unwrap();
